@@ -1,5 +1,6 @@
-"""Fixtures for every room."""
+"""Fixtures for all tests."""
 
+import atexit
 import contextlib
 import gc
 import os
@@ -32,7 +33,7 @@ _session = pytest.StashKey[contextlib.ExitStack]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Temporary files of the session lie in one folder that goes with it; killed processes, of which there are many, tidy nothing.
+    """Put the session's temporary files in one folder that is removed with it: the many killed processes do not clean up.
 
     pytest's own folders, which hold what failing tests left, stay where they are.
     """
@@ -66,7 +67,8 @@ def pytest_collection() -> Generator[None, object, object]:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove that folder."""
-    gc.unfreeze()  # at exit, libraries in C++ report every object that Python has not released as a leak
+    # Libraries in C++ report every object that Python has not released at exit as a leak; until then pytest collects garbage twice more.
+    atexit.register(gc.unfreeze)
     if _session in config.stash:
         with contextlib.suppress(OSError):  # what still writes there is not this session's to wait for
             config.stash[_session].close()
@@ -135,7 +137,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A slow test may first have to build a server or an environment: it is given longer before it counts as hung."""
+    """Give slow tests a longer time limit: they may first have to build a server or an environment."""
     for item in items:
         if (item.get_closest_marker("slow") or item.get_closest_marker("campaign")) and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(1800))

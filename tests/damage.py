@@ -1,4 +1,4 @@
-"""What may happen to a stored object, on disks and wires and by people's hands."""
+"""Damage stored objects as disks, networks and people may."""
 
 import random
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A proxy before an S3 server that misbehaves on request: how a client's retries are shown to work.
+"""A proxy in front of an S3 server that misbehaves on request, to test a client's retries.
 
     with fault_proxy(server.endpoint) as proxy:
         proxy.faults += [Status(503), ResetAfter(1000)]   # the next two requests; then all is well again

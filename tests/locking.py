@@ -1,4 +1,4 @@
-"""What several test processes of one machine need is made by the first; the others wait, and find it."""
+"""A lock for resources that several test processes share: the first process makes them, the others wait."""
 
 import contextlib
 import fcntl

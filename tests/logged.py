@@ -1,4 +1,4 @@
-"""What a log of records must be, for tests of whatever writes one."""
+"""Check a log of JSON records, for tests of anything that writes one."""
 
 import json
 import re

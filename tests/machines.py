@@ -1,4 +1,4 @@
-"""Processes that see a store as if each were a machine of its own: other network, same hostname, another clock and user.
+"""Processes that access a store as if from separate machines: own network, same hostname, different clock and user.
 
     with machines.Machine(proxy.endpoint, code, root, skew=180) as machine:
         assert machine.line() == "ready"

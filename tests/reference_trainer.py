@@ -37,9 +37,9 @@ class Batch:
         )
 
 
-def random_batches(count: int, size: int, side: int, seed: int = 0) -> Iterator[Batch]:
+def random_batches(count: int, size: int, side: int) -> Iterator[Batch]:
     """Batches of noise with captions of 3 to 77 tokens."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     for _ in range(count):
         lengths = torch.randint(3, CONTEXT + 1, (size,), generator=generator)
         tokens = torch.randint(1, START, (size, CONTEXT), generator=generator)

@@ -1,4 +1,6 @@
-"""What a command says that ran out of memory, whoever noticed it."""
+"""What a command says that ran out of memory or disk, whoever noticed it."""
+
+import errno
 
 import pytest
 
@@ -27,6 +29,25 @@ def test_a_command_without_memory_ends_with_one_line(error: Exception, line: str
     assert exit_code("trainer train", fail, verbose=False) == 1
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith(f"trainer train: {line}")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/runs/report"), "/runs/report: the disk is full (No space left on device);"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", b"/runs"), "/runs: the disk is full (Disk quota exceeded); make room and run"),
+        (OSError(errno.ENXIO, "No such device or address", "/dev/x"), "/dev/x: No such device or address"),
+        (OSError(errno.EADDRINUSE, "Address already in use"), f"[Errno {errno.EADDRINUSE}] Address already in use"),
+    ],
+)
+def test_what_the_operating_system_refuses_is_named_with_its_reason(error: OSError, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a full disk also what to do."""
+
+    def fail() -> int:
+        raise error
+
+    assert exit_code("pipelines run", fail, verbose=False) == 1
+    assert capsys.readouterr().err.startswith(f"pipelines run: {line}")
 
 
 def test_an_error_that_nobody_foresaw_keeps_its_traceback() -> None:

@@ -1,7 +1,7 @@
-"""How much of what others wrote is taken: files, archives and pictures may be made to hurt, or be damaged.
+"""Limits on untrusted input: files, archives and pictures may be malicious or damaged.
 
-A bound lies far above what any real source holds, and far below what stops a pod of 4 GiB. docs/DATA.md lists all of them.
-Whoever meets one says which file, which bound and what was found, in one line.
+Each limit is far above what any real source needs, and far below what exhausts a pod of 4 GiB. docs/DATA.md lists all of them.
+An error names the file, the limit and what was found, in one line.
 """
 
 import csv
@@ -22,75 +22,75 @@ if TYPE_CHECKING:
     from multiprocessing.context import SpawnContext
 
 MAX_DEPTH = 64
-"""Levels of JSON and YAML inside each other; configurations have 5. What is deeper exhausts the stack of whoever walks it."""
+"""Nesting levels of JSON and YAML; configurations have 5. Deeper nesting exhausts the stack of any recursive reader."""
 MAX_YAML_BYTES = 256 << 10
-"""Of a recipe, request, profile or list of settings; they have a few kB, and PyYAML reads 200 kB in about 1 s."""
+"""Size of a recipe, request, profile or list of settings; real ones have a few kB, and PyYAML reads 200 kB in about 1 s."""
 MAX_YAML_NODES = 10_000
-"""Values of a YAML file once each alias is written out ("billion laughs"): PyYAML reads so many in about 1 s."""
+"""Values in a YAML file after expanding aliases ("billion laughs"): PyYAML reads this many in about 1 s."""
 MAX_NUMBER_CHARS = 1000
-"""Characters of a number in YAML: the time to convert one grows with the square of its length."""
+"""Length of a number in YAML: conversion time grows with its square."""
 MAX_PIXELS = 100_000_000
-"""Of one picture, by its header: a decoded one takes 4 bytes a pixel, and 4 more while it is converted."""
+"""Pixels of a picture, according to its header: decoded, it takes 4 bytes a pixel, and 4 more during conversion."""
 MAX_PIXELS_A_BYTE = 32
-"""Of a picture of more than 25 megapixels: photos have 3 to 20, however they are packed, and a bomb of one colour 250 and more."""
+"""Pixels per encoded byte in a picture of more than 25 megapixels: photos have 3 to 20, a single-colour bomb 250 and more."""
 MAX_DECODED_BYTES = 8 * MAX_PIXELS
-"""Of memory to decode one picture: 4 bytes a pixel, but of AVIF 10, of WebP 16 and of JPEG 2000 20."""
+"""Memory to decode one picture: 4 bytes a pixel, but 10 for AVIF, 16 for WebP and 20 for JPEG 2000."""
 MAX_DECODED_BYTES_IN_FLIGHT = 256 << 20
-"""Of all pictures that a process and those it started decode at one time; what takes more is decoded alone."""
+"""Memory for all pictures that a process and its children decode at one time; a picture that needs more is decoded alone."""
 MAX_PICTURE_BYTES = 8 * MAX_PIXELS
-"""Of an encoded picture: the largest one with four channels of 16 bits, not packed at all."""
+"""Size of an encoded picture: MAX_PIXELS with four channels of 16 bits, uncompressed."""
 MAX_PICTURE_BYTES_IN_FLIGHT = 256 << 20
-"""Of encoded pictures of a local source that are held at one time; a larger one is held alone."""
+"""Total size of the encoded pictures of a local source in memory at one time; a larger picture is read alone."""
 MAX_CAPTION_BYTES = 1 << 20
-"""Of a sample's .txt, .caption, .json or .cls, and of an annotation in XML; Flickr's longest descriptions have 64 kB."""
+"""Size of a sample's .txt, .caption, .json or .cls file, or of an XML annotation; Flickr's longest descriptions have 64 kB."""
 MAX_CAPTIONS = 1000
-"""Of one sample; the sets in use have up to 20."""
+"""Captions of one sample; the data sets in use have up to 20."""
 MAX_SET_SHARDS = 100_000
-"""Of a split of an evaluation set; CLIP_benchmark writes up to a few hundred."""
+"""Shards in a split of an evaluation set; CLIP_benchmark writes up to a few hundred."""
 MAX_TEMPLATES = 1000
-"""Of an evaluation set, each filled with every class name; CLIP_benchmark's have up to 80."""
+"""Prompt templates of an evaluation set, each filled with every class name; CLIP_benchmark's have up to 80."""
 MAX_TABLE_BYTES = 1 << 30
-"""Of captions.csv and data.csv, which are read whole: ten million rows."""
+"""Size of captions.csv or data.csv, which are read whole: about ten million rows."""
 MAX_HEADER_CHARS = 64 << 10
-"""Of the first line of a list, which names its columns."""
+"""Length of the first line of a list, which names its columns."""
 MAX_ROW_CHARS = 4 << 20
-"""Of a row of a CSV file, however many lines and fields it has."""
+"""Length of a CSV row, however many lines and fields it has."""
 MAX_JSON_PARTS = 50_000_000
-"""Commas and brackets of a JSON file, each of which makes a value of 50 bytes or more: five million captions have so many."""
+"""Commas and brackets in a JSON file, each of which makes a value of 50 bytes or more: enough for five million captions."""
 MAX_COPY_FILE_BYTES = 1 << 30
-"""Of one file of an evaluation set's copy that is read whole; the largest, STL-10's test_X.bin, has 221 MB."""
+"""Size of a file in a copy of an evaluation set that is read whole; the largest, STL-10's test_X.bin, has 221 MB."""
 MAX_CELLS = 1_000_000
-"""Cells and fields of a MATLAB file, each of which becomes an object; Stanford Cars has 50,000."""
+"""Cells and fields in a MATLAB file, each of which becomes an object; Stanford Cars has 50,000."""
 MAX_UNPACKED_BYTES = 128 << 20
-"""Of a gzip file of an evaluation set; MNIST's has 8 MB."""
+"""Decompressed size of an evaluation set's gzip file; MNIST's has 8 MB."""
 MAX_RDM_NAMES = 5000
-"""Pictures of a dissimilarity matrix: a correlation with it takes about 1 GB."""
+"""Pictures in a dissimilarity matrix: correlating two of this size takes about 1 GB."""
 MAX_RDM_BYTES = 1 << 30
-"""Of a dissimilarity matrix as .csv or .npy, which is read whole: 5,000 pictures in double precision have 200 MB as .npy."""
+"""Size of a dissimilarity matrix as .csv or .npy, which is read whole: 5,000 pictures in double precision take 200 MB as .npy."""
 MAX_ARCHIVE_READ_BYTES = 16 << 20
-"""Of one read of a tar's or zip's own headers: the directory of nights.zip has 7 MB, and a bomb may declare any size."""
+"""Size of one read of a zip's or tar's headers: the directory of nights.zip has 7 MB, and a bomb may declare any size."""
 MAX_TAR_READ_BYTES = 1 << 20
-"""Of one read of a tar's headers: a name has up to 4 kB, and tarfile makes an object of each value of an extended header."""
+"""Size of one read of a tar's headers: a name has up to 4 kB, and tarfile makes an object for each value in an extended header."""
 MAX_ARCHIVE_MEMBERS = 250_000
-"""Files of one zip; nights.zip has 60,000."""
+"""Files in one zip; nights.zip has 60,000."""
 MAX_MEMBER_BYTES = 64 << 20
-"""Of one file of a zip of pictures, unpacked; NIGHTS' largest has 2 MB."""
+"""Unpacked size of a file in a zip of pictures; the largest in NIGHTS has 2 MB."""
 MAX_ARCHIVE_RATIO = 20
-"""Bytes of a zip's files, unpacked, over those of the zip: pictures are packed already (NIGHTS: 1.0), a bomb has up to 1,000."""
+"""Compression ratio of a zip: pictures are compressed already (NIGHTS: 1.0), a bomb has up to 1,000."""
 MAX_TABLE_ROWS = 1_000_000
-"""Rows of one parquet file that is read row by row; img2dataset writes 10,000."""
+"""Rows in a parquet file that is read row by row; img2dataset writes 10,000."""
 MAX_LIST_RATIO = 200
-"""Bytes of a packed list (.gz, .zst), unpacked, over those of its packed beginning: text has 3 to 20, a bomb 1,000 and more."""
+"""Compression ratio of the beginning of a list (.gz, .zst): text has 3 to 20, a bomb 1,000 and more."""
 
 
 class Budget:
-    """An amount that is in use at one time at most, over the threads of a process, or over processes that are given the budget.
+    """Limits how much is in use at one time, across the threads of a process or across the processes that share the budget.
 
-    Whoever wants more than the whole waits until all is free, and has it alone. First come, first served: nobody starves.
+    A request for more than the limit waits until nothing is in use, and then runs alone. First come, first served: nobody starves.
     """
 
     def __init__(self, limit: int, context: "SpawnContext | None" = None) -> None:
-        """Of `limit`; with a context, for processes that it starts."""
+        """Allow `limit`; with a context, shared with the processes that it starts."""
         self.limit = limit
         make: Any = context or threading
         self._turn = make.Lock()
@@ -99,7 +99,7 @@ class Budget:
 
     @contextmanager
     def taken(self, amount: int) -> Iterator[None]:
-        """Hold `amount` of it inside the block, as soon as there is so much."""
+        """Hold `amount` inside the block; waits until that much is free."""
         with self._turn, self._freed:
             self._freed.wait_for(lambda: self._used.value == 0 or self._used.value + amount <= self.limit)
             self._used.value += amount
@@ -112,46 +112,46 @@ class Budget:
 
 
 class _Number:
-    """As multiprocessing's Value."""
+    """Stands in for multiprocessing's Value within one process."""
 
     value = 0
 
 
 def parse_json(data: bytes | str, source: str, error: type[Exception] = InputError, most: int | None = None) -> Any:
-    """JSON of others.
+    """Parse untrusted JSON.
 
     Args:
         data: the text, or its bytes in UTF-8 (-16, -32).
         source: names it in errors.
         error: what to raise.
-        most: bytes (characters) that are taken.
+        most: bytes (characters) allowed; None for no limit.
 
     Raises:
-        error: not JSON, nested deeper than MAX_DEPTH, a whole number of thousands of digits, of more than MAX_JSON_PARTS, or longer
-            than `most`.
+        error: not JSON, nested deeper than MAX_DEPTH, an integer of thousands of digits, more than MAX_JSON_PARTS commas and
+            brackets, or longer than `most`.
     """
     check_size(len(data), most, source, error)
     brackets = _count(data, "[{")
     if brackets + _count(data, ",") > MAX_JSON_PARTS:
-        raise error(f"{source}: more than {MAX_JSON_PARTS:,} commas and brackets, as many as are read")
+        raise error(f"{source}: more than {MAX_JSON_PARTS:,} commas and brackets, the most that are read")
     try:
         value = json.loads(data)
     except RecursionError as cause:
         raise error(f"{source}: nested deeper than {MAX_DEPTH} levels") from cause
     except ValueError as cause:  # json's own, UnicodeDecodeError, and int's of too many digits
         raise error(f"{source}: not JSON: {cause}") from cause
-    if brackets > MAX_DEPTH and depth(value) > MAX_DEPTH:  # to count brackets is much faster than to walk the value
+    if brackets > MAX_DEPTH and depth(value) > MAX_DEPTH:  # counting brackets is much faster than walking the value
         raise error(f"{source}: nested deeper than {MAX_DEPTH} levels")
     return value
 
 
 def _count(data: bytes | str, letters: str) -> int:
-    """How many of the letters there are."""
+    """How often any of the letters occurs."""
     return sum(data.count(letter) if isinstance(data, str) else data.count(letter.encode()) for letter in letters)
 
 
 def depth(value: object) -> int:
-    """Levels of lists and mappings inside each other, walked without recursion."""
+    """Nesting levels of lists and mappings, counted without recursion."""
     deepest, level = 0, [value]
     while level:
         containers = [part for part in level if isinstance(part, dict | list)]
@@ -164,13 +164,13 @@ _LINE = re.compile(r"[^\r\n]*(?:\r\n|[\r\n])|[^\r\n]+")
 
 
 def csv_rows(text: str, source: str, first: int = 1, **options: Any) -> Iterator[tuple[int, list[str]]]:
-    """The rows of CSV of others that have any field, each with the number of the line in which it ends.
+    """Parse untrusted CSV: the non-empty rows, each with the number of the line in which it ends.
 
     Args:
-        text: all of it.
+        text: the whole file.
         source: names it in errors.
         first: number of its first line.
-        options: of csv.reader.
+        options: passed to csv.reader.
 
     Raises:
         InputError: not CSV, or a row of more than MAX_ROW_CHARS, however many lines it has.
@@ -196,13 +196,13 @@ def csv_rows(text: str, source: str, first: int = 1, **options: Any) -> Iterator
 
 
 def check_size(size: int, most: int | None, source: str, error: type[Exception] = InputError) -> None:
-    """Refuse what has more bytes than are taken of its kind."""
+    """Raise `error` if `size` exceeds `most`."""
     if most is not None and size > most:
         raise error(f"{source}: {size:,} bytes, but at most {most:,} are read")
 
 
 def gunzip(data: bytes, source: str, most: int) -> bytes:
-    """The content of a gzip file, all its parts; InputError if it is damaged, cut short or more than `most` bytes."""
+    """The content of a gzip file, all its members; InputError if it is damaged, truncated or larger than `most` bytes."""
     content, rest = bytearray(), data
     try:
         while rest:
@@ -228,11 +228,11 @@ _FULL = {
 
 @contextmanager
 def naming_full_disk(what: str, folder: str | os.PathLike[str] | None = None) -> Iterator[None]:
-    """A disk that takes no more inside the block is a RunError that names what was written, and the folder that is full.
+    """Turn a full disk inside the block into a RunError that names what was being written, and the full folder.
 
     Args:
-        what: was being written.
-        folder: it was written to; None: that of temporary files.
+        what: what was being written.
+        folder: where it was written; None: the folder for temporary files.
     """
     try:
         yield

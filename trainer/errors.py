@@ -5,6 +5,8 @@
 Both carry one line that names what, where and the rule, without the credentials of URLs in it; the command line prints just that line.
 """
 
+import errno
+import os
 import sys
 import threading
 import traceback
@@ -64,7 +66,17 @@ class Stopped(RunError):
 
 def words_of(error: BaseException) -> str:
     """The message of an error on one line, without credentials of URLs; its type if it has no message."""
-    return " ".join(without_credentials(str(error)).split()) or type(error).__name__
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        text = f"{os.fsdecode(error.filename)}: {reason_of(error)}"
+    return " ".join(without_credentials(text).split()) or type(error).__name__
+
+
+def reason_of(error: OSError) -> str:
+    """Why the operating system refused something; for a full disk also what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full ({error.strerror}); make room and run the same command again"
+    return error.strerror or str(error)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -112,9 +124,8 @@ def _exit_code(command: str, run: Callable[[], int], verbose: bool) -> int:
         if isinstance(error, RuntimeError) and not isinstance(error, RunError) and not no_memory:
             raise  # a bug in firstsight: for its developers
         shown = error if verbose else None
-        # of an OSError (a full disk, a port in use) the system's own words name what and where
-        line = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
-        line = f"out of memory: {line}".removesuffix(": ") if no_memory else line
+        line = "interrupted" if isinstance(error, KeyboardInterrupt) else words_of(error)
+        line = f"out of memory: {error}".removesuffix(": ") if no_memory else line
         code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
     line = " ".join(without_credentials(line).split())
     if len(line) > _LONGEST:

@@ -23,16 +23,16 @@ from trainer.storage.retries import Backoff, retry_after
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 60.0
 FIRST_CONTACT_SECONDS = 5.0
-"""How long the first request is repeated: who names a wrong server wants to know soon."""
+"""How long the first request is retried: a wrong address should be reported soon."""
 RETRY_SECONDS = 600.0
-"""How long later ones are, while nothing answers: an upgrade of a control plane takes minutes."""
+"""How long later requests are retried while nothing responds: an upgrade of a control plane takes minutes."""
 SERVER_ERROR_SECONDS = 60.0
-"""How long a server's own errors are believed to pass: it starts, or a webhook's pod does."""
+"""How long a server's own errors are retried: it, or a webhook's pod, may be starting."""
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 
 class Unreachable(RunError):
-    """Nothing answered, or the server said that it cannot answer now. Another try may help."""
+    """The server did not respond, or is temporarily unavailable. A retry may help."""
 
 
 class Conflict(RunError):
@@ -45,7 +45,7 @@ class Expired(RunError):
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """What the server said no to.
+    """A request that the server rejected.
 
     Attributes:
         status: HTTP status.
@@ -126,9 +126,9 @@ class Api:
         """Send a request, retried while the server is unavailable; return the JSON of the response.
 
         Raises:
-            Refused: the server said no.
-            InputError: nothing answered the first request of this connection.
-            RunError: nothing answered a later one for a long time.
+            Refused: the server rejected the request.
+            InputError: the first request of this connection got no response.
+            RunError: a later one got no response for a long time.
         """
         began, backoff = time.monotonic(), Backoff()
         while True:
@@ -157,16 +157,16 @@ class Api:
         return answer
 
     def versions(self, group: str, plural: str) -> list[str]:
-        """The versions of an API group in which the server has a kind, its preferred one first; empty if it does not have the kind.
+        """The versions of an API group in which the server serves a kind, the preferred one first; empty if it does not serve it.
 
         Raises:
-            InputError: the server does not tell.
+            InputError: the server does not allow the query.
         """
         found = [str(entry["version"]) for entry in self._discovered(f"/apis/{group}", "versions")]
         return [version for version in found if self.serves(f"{group}/{version}", plural)]
 
     def serves(self, api_version: str, plural: str) -> bool:
-        """Whether the server has a kind in a version, such as jobs in batch/v1. Raises InputError if it does not tell."""
+        """Whether the server serves a kind in a version, such as jobs in batch/v1. Raises InputError if it does not allow the query."""
         path = f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
         return any(one["name"] == plural for one in self._discovered(path, "resources"))
 
@@ -294,7 +294,7 @@ def _kubeconfig() -> str:
 
 
 def _keepalive() -> list[tuple[int, int, int]]:
-    """Let the kernel notice within half a minute that a peer has silently gone away."""
+    """Make the kernel detect within half a minute that a peer has silently gone away."""
     return [
         (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
         (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),

@@ -1,4 +1,4 @@
-"""How a job is ended by whoever ends it (a launcher, `cancel`, the reaper): its pods first, with little grace, then the job."""
+"""End a job, for launchers, `cancel` and the reaper alike: first its pods, with a short grace period, then the job."""
 
 import contextlib
 import threading
@@ -10,13 +10,13 @@ from pipelines.cluster.connection import POD, Cluster, Kind
 from trainer.errors import RunError
 
 POD_GRACE_SECONDS = 20
-"""Left to pods that nobody wants any more, instead of their 180 s; trainers save in it what they can."""
+"""Grace period for pods that are no longer needed, instead of their 180 s; trainers save what they can in it."""
 GONE_SECONDS = 120.0
 POLL_SECONDS = 1.0
 
 
 def pods_of(cluster: Cluster, kind: Kind, name: str, namespace: str | None = None) -> list[dict[str, Any]]:
-    """The job's pods, those that are being deleted too."""
+    """The job's pods, including those that are being deleted."""
     return cluster.list(POD, labels=f"{kind.pod_label}={name}", namespace=namespace)
 
 
@@ -52,14 +52,14 @@ def _suspend_going(cluster: Cluster, kind: Kind, name: str, namespace: str | Non
 
 
 def shorten_grace(cluster: Cluster, kind: Kind, name: str, namespace: str | None = None, *, only_going: bool = False) -> None:
-    """Shorten the grace of the job's pods to POD_GRACE_SECONDS; may be repeated, it never gives them more.
+    """Shorten the grace period of the job's pods to POD_GRACE_SECONDS; may be repeated, and never lengthens it.
 
     Args:
         cluster: where they are.
         kind: of the job.
         name: of the job.
         namespace: None: the cluster's own.
-        only_going: leave pods alone that nobody has deleted: they may be those of a new job of this name.
+        only_going: skip pods that are not being deleted: they may belong to a new job of this name.
     """
     for pod in pods_of(cluster, kind, name, namespace):
         if only_going and "deletionTimestamp" not in pod["metadata"]:
@@ -78,7 +78,7 @@ def wait_until_gone(
     """Wait until neither the job nor a pod of it is left; one that was recreated under the name is another job.
 
     Raises:
-        RunError: something still is after so many seconds, or `stop` was set; the line names it.
+        RunError: something is left after the time limit, or `stop` was set; the message names it.
     """
     stop, began = stop or threading.Event(), time.monotonic()
     while True:

@@ -1,4 +1,4 @@
-"""What a job is called and what its labels say.
+"""The name and labels of a job.
 
 A job's name is a function of the folder it writes, so that a second launcher for the same work finds the first one's job.
 """

@@ -31,7 +31,7 @@ def served_schema(api: Api, kind: Kind) -> Schema:
 
 
 def below(schema: Schema, *keys: str) -> Schema:
-    """The schema of what lies below these keys; of a list that of its entries. Empty where the schema knows no such key."""
+    """The schema below these keys; for a list, that of its entries. Empty if the schema has no such key."""
     for key in keys:
         schema = schema.get("items", schema).get("properties", {}).get(key, {})
     return dict(schema.get("items", schema))

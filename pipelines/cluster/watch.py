@@ -1,4 +1,4 @@
-"""The loop around a list and a watch that outlives what happens to API servers and to connections."""
+"""A list-and-watch loop that survives restarts of API servers and broken connections."""
 
 import threading
 import time
@@ -10,24 +10,24 @@ from trainer.errors import InputError
 from trainer.storage.retries import Backoff
 
 FORBIDDEN_SECONDS = 60.0
-"""A server that starts refuses for a while what it allowed before."""
+"""How long a refusal of what was allowed before is retried: a starting server refuses it for a while."""
 MOST_SECONDS = 10.0
-"""Between two tries."""
+"""Pause between two tries."""
 CALM_SECONDS = 5.0
-"""A watch that lasted this long was not cut off by a server in trouble."""
+"""A watch that lasted this long was not ended by a failing server."""
 
 Object = dict[str, Any]
 ADDED, MODIFIED, DELETED, SYNCED, BOOKMARK = "ADDED", "MODIFIED", "DELETED", "SYNCED", "BOOKMARK"
 
 
 class Watch:
-    """Lists, watches on from there, and lists again where the server no longer knows the version."""
+    """Lists, watches from there, and lists again if the server no longer has the version."""
 
     def __init__(self, objects: Callable[[bool], tuple[list[Object], str]], changes: Callable[[str], Iterator[tuple[str, Object]]]) -> None:
         """Connect lazily.
 
         Args:
-            objects: lists them, with the version of the list; told whether it must not repeat the request itself.
+            objects: lists them, with the version of the list; its argument says whether it must not retry by itself.
             changes: one watch from a version on; ends when the server ends it.
         """
         self._objects, self._changes = objects, changes
@@ -58,7 +58,7 @@ class Watch:
             stop.wait(self._backoff.seconds())
 
     def _list(self, *, once: bool) -> Iterator[tuple[str, Object]]:
-        """Bring what is known up to a new list, saying what changed."""
+        """Update the known objects from a new list, and report what changed."""
         objects, self._version = self._objects(once)
         listed = {thing["metadata"]["uid"]: thing for thing in objects}
         for uid in self._known.keys() - listed.keys():

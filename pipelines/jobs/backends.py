@@ -16,7 +16,7 @@ from trainer.errors import InputError
 from trainer.storage.base import local_path
 
 ONE_NODE = ("perceptual", "posthoc")
-"""Stages that train on some ten thousand triplets, where more machines would only wait for each other."""
+"""Stages that train on about ten thousand triplets, too few for more than one machine."""
 
 
 def backend_for(spec: JobSpec, profile: Profile, request: Request, keep_open: Sequence[int] = ()) -> Backend:

@@ -1,4 +1,4 @@
-"""What to run, and the protocol of the backends that run it."""
+"""The specification of a job, and the protocol of the backends that run it."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -67,7 +67,7 @@ class Job(Protocol):
     """A job that was submitted."""
 
     def logs(self, sink: LineSink) -> None:
-        """Give every line of its output to `sink`, until the output ends."""
+        """Pass every line of its output to `sink`, until the output ends."""
         ...
 
     def watch(self) -> Outcome | None:
@@ -79,10 +79,10 @@ class Job(Protocol):
         ...
 
     def leave(self) -> None:
-        """Whoever waits for this job was told to stop.
+        """The caller is shutting down.
 
-        On this machine and from a shell the caller drops its hold, and the last one to leave ends the job. In a pod of Kubeflow
-        nothing happens: there the reaper knows whether the run was stopped or only its node was drained.
+        On this machine and from a shell the caller releases its hold, and the last one to leave ends the job. In a pod of Kubeflow
+        nothing happens: there the reaper finds out whether the run was stopped or only its node was drained.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Where firstsight's jobs are found: by label alone, so that nobody else's are ever touched."""
+"""Find firstsight's jobs, by label alone, so that no other jobs are ever touched."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ from pipelines.jobs.shapes import job_kinds
 
 PART_OF = "app.kubernetes.io/part-of=firstsight"
 IDENTITY = ("experiment", "arm", "point", "seed", "stage", "cell")
-"""What is labelled, in the order in which jobs are listed; commit ad127be and before had no `cell` and no `point`."""
+"""The identity labels, in the order in which jobs are listed; commit ad127be and earlier had no `cell` and no `point`."""
 Found = list[tuple[Kind, dict[str, Any]]]
 
 
 def find_jobs(cluster: Cluster, namespace: str | None = None, **labels: str) -> Found:
-    """The jobs of all kinds that the cluster has, by what they are labelled with.
+    """The jobs with these labels, of every kind that the cluster serves.
 
     Args:
         cluster: where they are.
@@ -31,6 +31,6 @@ def find_jobs(cluster: Cluster, namespace: str | None = None, **labels: str) -> 
 
 
 def identity_of(job: dict[str, Any]) -> dict[str, str]:
-    """Each of IDENTITY as labelled; empty if it is not."""
+    """The value of each IDENTITY label; empty if it is missing."""
     labels = job["metadata"].get("labels") or {}
     return {name: str(labels.get(f"{DOMAIN}/{name}", "")) for name in IDENTITY}

@@ -19,12 +19,12 @@ HELD_BY = f"{DOMAIN}/held-by."
 GRACE_SECONDS = 600.0
 """How long a job outlives the failure of its Workflow, so that a Retry can adopt it."""
 STALE_SECONDS = 600.0
-"""After so long without a heartbeat a shell is dead; it sends one every minute."""
+"""A shell without a heartbeat for this long is dead; it sends one every minute."""
 _AT_ONCE = -math.inf
 _SHORTEN_AGAIN_SECONDS = 5.0
 
 Workflows = Mapping[tuple[str, str], Mapping[str, Any] | None]
-"""By namespace and name; None: it is known to be gone. Of one that is missing here nothing is known, and its holds live."""
+"""By namespace and name; None: it is known to be gone. If one is missing here, its state is unknown, and its holds stay."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Hold:
 
 @dataclass(frozen=True, kw_only=True)
 class Action:
-    """What is to be done with one job.
+    """An action on one job.
 
     Attributes:
         what: release: take ended holds off it; others still hold it, or the job has ended and stays for its TTL.
@@ -67,14 +67,14 @@ class Action:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """Attributes: `actions` to take now, and the POSIX time `again` at which there may be more to do though nothing changes (inf: none)."""
+    """The `actions` to take now, and the POSIX time `again` at which more may be due even if nothing changes (inf: none)."""
 
     actions: tuple[Action, ...]
     again: float
 
 
 def decide(jobs: Sequence[Mapping[str, Any]], workflows: Workflows, now: float, grace_seconds: float = GRACE_SECONDS) -> Decision:
-    """What to do about the labelled jobs, given what is known of the Workflows that they name.
+    """Decide what to do about the labelled jobs, given the known state of their Workflows.
 
     Args:
         jobs: of all kinds, with firstsight's label.
@@ -101,7 +101,7 @@ def decide(jobs: Sequence[Mapping[str, Any]], workflows: Workflows, now: float, 
 
 
 def holds(job: Mapping[str, Any], workflows: Workflows, grace_seconds: float = GRACE_SECONDS) -> list[Hold]:
-    """All claims on the job, ended ones too."""
+    """All holds on the job, including ended ones."""
     namespace = job["metadata"].get("namespace", "")
     return [
         *(_workflow_hold(reference, namespace, workflows, grace_seconds) for reference in workflow_references(job)),
@@ -120,7 +120,7 @@ def foreign_owners(job: Mapping[str, Any]) -> bool:
 
 
 def has_ended(job: Mapping[str, Any]) -> bool:
-    """Whether its controller says that nothing more will happen."""
+    """Whether its controller reports it as finished."""
     return shape_of(job).phase(job).ended
 
 

@@ -1,4 +1,4 @@
-"""How often a job was interrupted and resumed, counted in incidents: one restart of a group touches all its pods within a minute."""
+"""Count how often a job was interrupted and resumed, in incidents: one group restart affects all its pods within a minute."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -7,7 +7,7 @@ INCIDENT_SECONDS = 60.0
 
 
 class Incidents:
-    """Counts what is seen of restarts and replaced pods."""
+    """Counts restarts and replacements of pods."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -17,7 +17,7 @@ class Incidents:
         self._set_aside: set[str] = set()  # uids of pods that a queue took away
 
     def add(self, now: float) -> bool:
-        """Something broke; whether it begins a new incident."""
+        """Record an interruption; returns whether it begins a new incident."""
         if now - self._began < INCIDENT_SECONDS:
             return False
         self._began = now
@@ -25,7 +25,7 @@ class Incidents:
         return True
 
     def observe(self, pods: Iterable[Mapping[str, Any]], now: float) -> bool:
-        """Look at the pods; whether a new incident began. What had happened before the first look does not count."""
+        """Inspect the pods; returns whether a new incident began. Events before the first inspection do not count."""
         broke = False
         for pod in pods:
             name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
@@ -39,15 +39,15 @@ class Incidents:
         return broke and self.add(now)
 
     def set_aside(self, pods: Iterable[Mapping[str, Any]]) -> None:
-        """The job is suspended: those pods go, others will take their names, and that is no incident of theirs."""
+        """The job is suspended: its pods will be replaced by others of the same names, which is not an incident."""
         self._set_aside.update(self._restarts, (pod["metadata"]["uid"] for pod in pods))
         self.forget_pods()
 
     def learn(self, count: int) -> None:
-        """Take over what the job itself says was counted before this launcher followed it."""
+        """Take over the count recorded on the job before this launcher followed it."""
         self.count = max(self.count, count)
 
     def forget_pods(self) -> None:
-        """The job was submitted again: its pods are new, and that is no incident of theirs."""
+        """The job was submitted again: its pods are new, which is not an incident."""
         self._restarts.clear()
         self._uids.clear()

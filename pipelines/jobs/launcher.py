@@ -31,7 +31,7 @@ Object = dict[str, Any]
 
 
 class Launcher:
-    """Finds, adopts, replaces or creates jobs of one kind, and says what it does."""
+    """Finds, adopts, replaces or creates jobs of one kind, and reports what it does."""
 
     def __init__(self, cluster: Cluster, shape: Shape, settings: JobSettings) -> None:
         self.cluster, self.shape, self.settings = cluster, shape, settings
@@ -40,7 +40,7 @@ class Launcher:
 
     @property
     def holder(self) -> Holder:
-        """This run, as its jobs know it."""
+        """This run's identity as a holder of jobs."""
         if self._holder is None:
             self._holder = find_holder(self.cluster)
         return self._holder
@@ -50,18 +50,18 @@ class Launcher:
         """Whether this is a step of Kubeflow; asks no server."""
         return is_in_pod()
 
-    def adopt_or_create(self, spec: JobSpec, say: Say, stop: threading.Event, incidents: int = 0) -> Object | None:
+    def adopt_or_create(self, spec: JobSpec, say: Say, stop: threading.Event, incidents: int) -> Object | None:
         """The job on the cluster, held by this run unless it has done its work; None if `stop` was set before there was one.
 
         Args:
-            spec: of the job.
-            say: gets what is remarked on it.
-            stop: set where nobody waits for it any more.
-            incidents: of the job whose place it takes.
+            spec: the job's spec.
+            say: receives remarks about it.
+            stop: set when the caller no longer waits for it.
+            incidents: incidents of the job that it replaces.
 
         Raises:
             InputError: the name is taken by another recipe, no node is big enough, or the API server refuses the job.
-            RunError: an old job does not go away.
+            RunError: an old job was not deleted in time.
         """
         kind = self.shape.kind
         self._require_devices(spec)
@@ -165,13 +165,13 @@ class Launcher:
         say(where)
 
     def _require_queue(self) -> None:
-        """Refuse a missing LocalQueue, where it may be looked at; one that is stopped for now is waited for."""
+        """Refuse a missing LocalQueue, if queues may be read; one that is stopped for now is waited for."""
         queue = self.settings.labels.get(QUEUE_LABEL, "")
         if queue:
             self.kueue.require(queue, active=False)
 
     def _require_devices(self, spec: JobSpec) -> None:
-        """Say at once that no node will ever do, where nodes may be listed."""
+        """Report at once that no node is large enough, if nodes may be listed."""
         resource = self.settings.gpu_resource
         wanted = self.settings.gpus_per_node if spec.purpose == "train" else 0
         if not wanted:
@@ -212,7 +212,7 @@ def _arguments(part: Any) -> Iterator[list[str]]:
 
 
 def annotated(shape: Shape, spec: JobSpec, attempt: int) -> Object:
-    """The manifest with what the next launchers, the reaper and `status` need to know of it."""
+    """The manifest with the labels and annotations that later launchers, the reaper and `status` need."""
     assert spec.identity is not None
     annotations = {
         RECIPE_HASH: spec.recipe_hash,
@@ -232,12 +232,12 @@ def annotated(shape: Shape, spec: JobSpec, attempt: int) -> Object:
 
 
 def spec_hash(shape: Shape, spec: JobSpec) -> str:
-    """Of what is asked for, without the attempt: two launchers that want the same have the same."""
+    """A hash of the request without the attempt: equal for two launchers that want the same job."""
     return canonical_hash(shape.manifest(spec, 0)["spec"])
 
 
 def _makes(job: Object, spec: JobSpec) -> bool:
-    """Whether its annotations say that this very folder is its work: a name of an older version may be another job's too."""
+    """Whether its annotations name this folder: a name from an older version may also belong to another job."""
     assert spec.identity is not None
     annotations = job["metadata"].get("annotations") or {}
     wanted = {ROOT: spec.identity.root, OUTPUT: spec.folder}

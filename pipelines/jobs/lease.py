@@ -60,6 +60,8 @@ class Lease:
         self._facts, self._ended, self._say = dict(facts), ended, say
         self._store = open_store(self._uri)
         self.id = secrets.token_hex(16)
+        self.replaced: list[Holder] = []
+        """Holders whose lock this process has tried to take over."""
         self._beats = 0
         self._last = 0.0  # when the last heartbeat that succeeded was sent, by time.monotonic()
 
@@ -79,6 +81,7 @@ class Lease:
                 self._store.create(self._uri, self._content())
             elif self._ended(found[1]) or self._is_gone(*found):
                 self._last = time.monotonic()
+                self.replaced.append(found[1])
                 self._store.replace(self._uri, self._content(), found[0].stamp)
             # the next look tells whether that succeeded: a response can get lost
         raise RunError(

@@ -1,4 +1,4 @@
-"""What a run holds at its end: jobs whose steps were cut off before they could release them."""
+"""Release what a run still holds at its end: jobs whose steps were killed before they could release them."""
 
 import time
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ from pipelines.jobs.owners import find_holder, release
 
 
 def release_all(namespace: str, experiment: str) -> Iterator[str]:
-    """Release every job of the experiment that this run holds; says what became of those that had not ended.
+    """Release every job of the experiment that this run holds; reports what happened to those that had not ended.
 
-    A job that has ended stays for its TTL; of one that runs the last one out deletes it.
+    A job that has ended stays for its TTL; a running one is deleted by the last run to release it.
 
     Args:
         namespace: of the jobs; empty: the launcher's own.

@@ -59,7 +59,7 @@ class LocalJob:
         return self._process.pid
 
     def logs(self, sink: LineSink) -> None:
-        """Give every line of its output to `sink`, until the output ends."""
+        """Pass every line of its output to `sink`, until the output ends."""
         assert self._process.stdout is not None
         with self._process.stdout as lines:
             for line in lines:

@@ -26,11 +26,13 @@ from pipelines.jobs.lease import NAME, Holder, Lease, Lost, Taken, parse_holder,
 from trainer import logs
 from trainer.errors import InputError, RunError
 from trainer.storage.base import local_path
-from trainer.storage.writers import NO_LOCKS, boot_id
+from trainer.storage.writers import NO_LOCKS, boot_id, is_gone, mark
 
 JOBS_VARIABLE = "FIRSTSIGHT_JOBS_LOCK"
 JOBS_WAIT_SECONDS = 60.0
 _JOBS, _PREFIX = "jobs.lock", "firstsight-lock-"
+_TAKEN = "taken"
+"""File in the folder of a process that took the lock: if it is killed, whoever takes over learns from this folder that it has ended."""
 _UNUSED_SECONDS = 3600.0
 
 
@@ -120,6 +122,9 @@ def _leased(experiment_uri: str) -> Iterator[tuple[Held, Lease]]:
     with _liveness() as (folder, facts):
         kept = Lease(experiment_uri, facts, ended=_has_ended, say=logs.say)
         kept.take()
+        (folder / mark()).rename(folder / _TAKEN)  # which a full disk does not prevent
+        for holder in kept.replaced:
+            _forget(holder)
         held = Held(folder / _JOBS)
         try:
             kept.impatient()
@@ -139,6 +144,7 @@ def _liveness() -> Iterator[tuple[Path, dict[str, Any]]]:
     _sweep()
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
     folder.chmod(0o755)  # other users need to read it
+    _open(folder / mark()).close()
     facts = _facts()
     with _open(folder / NAME) as stream:
         _open(folder / _JOBS).close()
@@ -176,14 +182,25 @@ def _has_ended(holder: Holder) -> bool:
 def _sweep() -> None:
     """Remove what killed runs of this user left in the temporary folder."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError, InputError, _NoFlock):
-            status = folder.lstat()
-            if status.st_uid == os.getuid() and time.time() - status.st_mtime > _UNUSED_SECONDS and not _in_use(folder):
-                shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            names = os.listdir(folder)
+            is_unknown = _TAKEN not in names and any(map(is_gone, names))  # killed before it had the lock
+            if is_unknown or time.time() - folder.lstat().st_mtime > _UNUSED_SECONDS:
+                _remove(folder)
 
 
-def _in_use(folder: Path) -> bool:
-    return not all(_is_free(folder / name) for name in (NAME, _JOBS))
+def _forget(holder: Holder) -> None:
+    """Remove the folder of a process whose lock was taken over, if it ran on this machine and has ended."""
+    folder = Path(str(holder.get("folder", "")))
+    if holder.get("boot") == boot_id() and folder.parent == Path(tempfile.gettempdir()) and folder.name.startswith(_PREFIX):
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove such a folder if it is this user's, and neither a process nor a job of its holder is left."""
+    with contextlib.suppress(OSError, InputError, _NoFlock):
+        if folder.lstat().st_uid == os.getuid() and all(_is_free(folder / name) for name in (NAME, _JOBS)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 # --------------------------------------------------------------------------------------------------- on files

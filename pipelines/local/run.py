@@ -35,11 +35,12 @@ from pipelines.local.progress import Display, jobs_of
 from pipelines.planning.plan import Cell, Experiment
 from pipelines.planning.request import Request
 from pipelines.planning.resolving import resolve
+from pipelines.planning.runs import sweep_leftovers
 from pipelines.planning.summary import preview, print_summary, read_beside
 from pipelines.profile.profile import PROFILE_VARIABLE, Profile, job_settings, read_profile, use_store_of_profile
 from pipelines.steps.checking import check_experiment
 from pipelines.steps.links import CHECKED_VARIABLE
-from pipelines.steps.running import PARENT_VARIABLE, by_reason, failures, root_of_run
+from pipelines.steps.running import PARENT_VARIABLE, by_reason, failures, forget_failures, root_of_run
 from trainer.errors import InputError, RunError
 from trainer.progress import PROGRESS_VARIABLE, STOP_AT_ONCE, STOP_VARIABLE
 from trainer.storage import join, layout, open_store
@@ -123,15 +124,20 @@ def run(prepared: Prepared, *, verbose: bool) -> int:
     started = time.time()
     with contextlib.ExitStack() as stack, temporary_folder("run") as scratch:
         held, refused = _hold(prepared, stack)
+        if held:
+            sweep_leftovers(prepared.root, prepared.uri)
         display = Display(scratch / "progress.jsonl", console, verbose=verbose, jobs=jobs_of(prepared.cells))
         variables = _variables(scratch, held.jobs if held else None)
         variables[CHECKED_VARIABLE] = layout.request(prepared.uri, prepared.asked.id)
         marker = StopMarker(Path(variables[STOP_VARIABLE]))
-        with _environment(variables), _signals(marker, display) as received, display:
+        with _environment(variables), _signals(marker) as received, display:
             display.say(f"experiment {prepared.request.experiment} in {prepared.uri}: {', '.join(prepared.request.cells)}")
             for line in prepared.notes:
                 display.say(f"note: {line}")
+            known = failures(prepared.uri, prepared.request.cells, started)  # of an earlier run, on a machine whose clock was ahead
             finished = find_finished(prepared.asked, prepared.profile)
+            if finished is not None and held:
+                forget_failures(prepared.uri, prepared.request.cells)
             if finished is None and refused:
                 raise refused
             for step, said in finished or ():
@@ -139,8 +145,12 @@ def run(prepared: Prepared, *, verbose: bool) -> int:
             pipeline = _Pipeline(prepared, scratch, display if verbose else None)
             if finished is None:
                 pipeline.start()
+            stopping = False
             while pipeline.is_alive():
                 pipeline.join(POLL_SECONDS)
+                if received and not stopping:
+                    stopping = True
+                    display.say("stopping… (running jobs are saving their state, which may take a minute; queued ones will not start)")
                 display.poll()
                 if held and held.lost():
                     marker.leave(at_once=True)
@@ -150,7 +160,7 @@ def run(prepared: Prepared, *, verbose: bool) -> int:
     if received:
         print("stopped; run the same command again to resume", file=sys.stderr)
         return 128 + received[0]
-    failed = failures(prepared.uri, prepared.request.cells, started)
+    failed = [failure for failure in failures(prepared.uri, prepared.request.cells, started) if failure not in known]
     seen = [] if print_summary(console, prepared.uri) or not _is_one_stream() else display.last_reasons
     for reason, line in by_reason(failed).items():
         if reason not in seen:  # printed once, as the last thing that the user sees
@@ -308,15 +318,16 @@ class StopMarker:
 
 
 @contextlib.contextmanager
-def _signals(marker: StopMarker, display: Display) -> Iterator[list[int]]:
-    """Create the stop marker on Ctrl-C and SIGTERM, and print this immediately; yields the list of signals received."""
+def _signals(marker: StopMarker) -> Iterator[list[int]]:
+    """Create the stop marker on Ctrl-C and SIGTERM; yields the list of signals received.
+
+    A handler prints nothing: it may interrupt this very process while it prints, or while it imports what prints.
+    """
     received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
         received.append(number)
         marker.leave()
-        if len(received) == 1:
-            display.say("stopping… (running jobs are saving their state, which may take a minute; queued ones will not start)")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:

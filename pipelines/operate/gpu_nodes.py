@@ -1,4 +1,4 @@
-"""Which GPU nodes can run the trainer image: by NVIDIA's labels (GPU feature discovery), as far as nodes have them."""
+"""Determine which GPU nodes can run the trainer image, from NVIDIA's labels (GPU feature discovery), if nodes have them."""
 
 import re
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ def major_of(cuda: str) -> int:
 
 
 def count_of(node: Mapping[str, Any], resource: str) -> int:
-    """How much of a resource, such as nvidia.com/gpu, pods may have of this node."""
+    """The node's allocatable amount of a resource, such as nvidia.com/gpu."""
     return int(node["status"].get("allocatable", {}).get(resource, 0))
 
 
@@ -33,7 +33,7 @@ def labels_of(node: Mapping[str, Any]) -> dict[str, str]:
     return dict((node.get("metadata") or {}).get("labels") or {})
 
 
-def why_not(node: Mapping[str, Any], cuda: int = CUDA) -> str:
+def why_not(node: Mapping[str, Any], cuda: int) -> str:
     """Why an image with this CUDA cannot run on the node's GPUs; empty: it can, or nothing is known."""
     name, labels = (node.get("metadata") or {}).get("name", "a node"), labels_of(node)
     driver = _number(labels, "cuda.driver-version.major", "cuda.driver.major")

@@ -290,7 +290,7 @@ def side_by_side(runs: Sequence[Estimate]) -> str:
     )
 
 
-def chosen_batch_size(stage: StageConfig, machines: Machines, asked: int | str = "auto") -> int:
+def chosen_batch_size(stage: StageConfig, machines: Machines, asked: int | str) -> int:
     """The micro-batch: as set by the run, otherwise the largest that fits the GPU if its memory is known, otherwise the rank's whole share.
 
     Raises:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 
 from trainer.errors import Corrupt, InputError, RunError
-from trainer.storage import layout, open_store
+from trainer.storage import join, layout, open_store
 from trainer.storage.documents import read_document, write_document
 
 FORMAT_VERSION = 2
@@ -21,6 +21,13 @@ LIFE_SECONDS = 60.0
 """Seconds between two heartbeats of a lane's step."""
 DEAD_SECONDS = 600.0
 """Seconds without a heartbeat after which the lane is considered dead; it is long, since a queue of pods can delay steps."""
+
+
+def sweep_leftovers(root: str, experiment_uri: str) -> None:
+    """Remove what killed writers left beside the objects of an experiment, and beside the records that experiments share."""
+    with contextlib.suppress(InputError, RunError):  # whoever may not list or remove them runs all the same
+        for folder in (experiment_uri, join(root, "runs"), join(root, "datasets", "fingerprints")):
+            open_store(folder).sweep(folder)
 
 
 @dataclass(frozen=True, kw_only=True)

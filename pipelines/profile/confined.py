@@ -94,7 +94,7 @@ def check_places(named: str, value: Any, places: tuple[str, ...], *, paths: bool
             raise InputError(f"{path}: {refusal(address, places, remedy)}")
 
 
-def check_request(request: Request, places: tuple[str, ...], *, paths: bool = True) -> None:
+def check_request(request: Request, places: tuple[str, ...], *, paths: bool) -> None:
     """`check_places` for each declared field of a request."""
     for name in FIELDS:
         if name not in _NO_DATA:

@@ -64,6 +64,7 @@ def publish(scene: Scene) -> bool:
     with recorded(folder, "report"):
         inputs = inputs_of(scene.experiment)
         if is_current(scene.experiment, inputs):
+            open_store(folder).delete(layout.failure(folder))
             note("report", "made before", detail=True)
             return False
         # Always in this process: it needs no torch, and the jobs' machines may be gone.

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from pipelines.planning.lanes import Lane, Lanes, NoLanesError, read_lanes
+from pipelines.planning.runs import sweep_leftovers
 from pipelines.steps.notes import note
 from pipelines.steps.running import Scene, open_scene, recorded, step
 from trainer.errors import Corrupt
@@ -26,6 +27,8 @@ def make_plan(*, request: str, pairs: str, triplets: str) -> tuple[list[str], st
 
     scene = open_scene(request)
     open_store(scene.experiment).delete(layout.failure(scene.experiment))
+    if scene.profile.backend != "local":  # there the run itself has done it
+        sweep_leftovers(scene.root, scene.experiment)
     with recorded(scene.experiment, "plan"):
         experiment, cells = planned(scene, pairs, triplets)
         for line in write_plan(experiment, cells):

@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
+import logging
 import os
 import re
 import signal
@@ -60,6 +61,7 @@ def step(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]
 
     @functools.wraps(function)
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        _interrupts.clear()
         before = signal.signal(signal.SIGTERM, _interrupt)
         try:
             with contextlib.ExitStack() as stack:
@@ -164,6 +166,17 @@ def failures(uri: str, cells: list[str], since: float) -> list[dict[str, Any]]:
         cells: names of the run's cells.
         since: POSIX time; older failures belong to an earlier run.
     """
+    found = [read_failure(folder) for folder in _folders_of_steps(uri, cells)]
+    return [dataclasses.asdict(failure) for failure in found if failure is not None and failure.time >= since]
+
+
+def forget_failures(uri: str, cells: list[str]) -> None:
+    """Remove them: everything that a run of these cells does has been done since."""
+    for folder in _folders_of_steps(uri, cells):
+        open_store(folder).delete(layout.failure(folder))
+
+
+def _folders_of_steps(uri: str, cells: list[str]) -> list[str]:
     folders = [layout.report(uri), join(uri, "staging", "triplets"), join(uri, "staging", "pairs"), uri]
     try:
         entries = (read_plan(uri) or {"cells": []})["cells"]
@@ -173,8 +186,7 @@ def failures(uri: str, cells: list[str], since: float) -> list[dict[str, Any]]:
     for entry in entries:
         if entry["cell"] in cells:
             folders += [entry[name] for name in ("perceptual", "contrastive", "posthoc", "evaluation") if entry[name]]
-    found = [read_failure(folder) for folder in dict.fromkeys(folders)]
-    return [dataclasses.asdict(failure) for failure in found if failure is not None and failure.time >= since]
+    return list(dict.fromkeys(folders))
 
 
 def by_reason(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -236,6 +248,8 @@ def _run_job(scene: Scene, spec: JobSpec, attempts: int, speaker: str) -> None:
 
 def check_caller(halt: threading.Event) -> None:
     """Raise CallerGone if this step, or the whole run, is being stopped."""
+    if _interrupts and threading.current_thread() is threading.main_thread():  # lanes are stopped by `halt`
+        raise KeyboardInterrupt
     if halt.is_set() or os.path.exists(os.environ.get(STOP_VARIABLE, "")):
         raise CallerGone("stopped on request")
 
@@ -336,5 +350,11 @@ def one_line_of(error: Exception) -> str:
     return line if line == kind or isinstance(error, InputError | RunError | OSError) else f"{kind}: {line}"
 
 
+_interrupts: list[int] = []
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    """End the step; if the signal arrives in a hook of logging, whose exceptions os.fork swallows, when the job is next looked at."""
+    _interrupts.append(number)
+    if frame is None or frame.f_code.co_filename != logging.__file__:
+        raise KeyboardInterrupt

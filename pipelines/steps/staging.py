@@ -149,8 +149,8 @@ def stage(what: What, *, request: str) -> str:
         uri, damaged = find_staged(staging, scene)
         for line in damaged:
             note(name, f"{line}; staged again")
+        open_store(staging.folder).delete(layout.failure(staging.folder))
         if uri:
-            open_store(uri).delete(layout.failure(staging.folder))
             note(name, f"sealed before: {described(uri)}")
             check_size(uri, scene.request, name)
             return uri

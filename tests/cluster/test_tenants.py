@@ -114,7 +114,7 @@ def test_the_release_s_namespace_is_refused_and_nothing_is_made(namespace: str) 
 
 def test_a_profile_without_keys_of_its_own_is_refused(namespace: str) -> None:
     """Those that make the bucket are no run's."""
-    _make_keys(namespace, "s3")
+    _make_keys(namespace)
     given = {"objectStore": EXTERNAL, "profileDefaults": {"namespaces": ["default"]}}
     for more, said in (
         ({}, "profiles.firstsight.secret.existingSecret must name a Secret"),
@@ -126,16 +126,16 @@ def test_a_profile_without_keys_of_its_own_is_refused(namespace: str) -> None:
     assert objects(namespace) == {}
 
 
-def _make_keys(namespace: str, name: str) -> None:
-    data = {"AWS_ACCESS_KEY_ID": f"id-of-{name}", "AWS_SECRET_ACCESS_KEY": f"secret-of-{name}"}
-    harness.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": data}, namespace)
+def _make_keys(namespace: str) -> None:
+    data = {"AWS_ACCESS_KEY_ID": "id-of-s3", "AWS_SECRET_ACCESS_KEY": "secret-of-s3"}
+    harness.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s3"}, "stringData": data}, namespace)
 
 
 @pytest.mark.parametrize("store", ["bundled", "external"])
 def test_an_upgrade_from_ad127be_with_a_live_job(namespace: str, older: str, store: str) -> None:
     """Nothing is lost and nothing restarted: same namespace, names, keys, root and volume; the job and its pod go on."""
     given: dict[str, Any] = {"objectStore": EXTERNAL} if store == "external" else {}
-    _make_keys(namespace, "s3")
+    _make_keys(namespace)
     install(namespace, older, given)
     harness.apply(LIVE, namespace)
     harness.wait_until("the job's pod", lambda: harness.listed("pods", namespace, "training.kubeflow.org/job-name=live"), 60)

@@ -13,37 +13,19 @@ import pytest
 import yaml
 
 from pipelines.cluster.api import Api
-from pipelines.cluster.names import Identity
-from pipelines.jobs.base import JobSpec
 from pipelines.jobs.shapes.indexed import IndexedJobs
 from pipelines.jobs.shapes.trainjob import RUNTIME, TRAINJOB, Form, TrainJobs, form_of
 from pipelines.profile.settings import JobSettings
 from tests.cluster import harness, programs, trainer_v2, volumes
 from tests.cluster.conftest import Kubectl
 from tests.pipelines.jobs import trainer_crds
-from tests.pipelines.jobs.test_trainjob import TEMPLATE
+from tests.pipelines.jobs.test_trainjob import SPEC, TEMPLATE
 from trainer.errors import InputError
 
 pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.timeout(900)]  # others look at a cluster without that kind
 
 CHART = volumes.REPOSITORY / "charts" / "firstsight"
 CRDS = "trainer.kubeflow.org_trainjobs.yaml", "trainer.kubeflow.org_trainingruntimes.yaml"
-SPEC = JobSpec(
-    name="contrastive random-seed0",
-    arguments=("train", "contrastive", "--config", "s3://bucket/experiments/e/random-seed0/contrastive/config.yaml"),
-    folder="s3://bucket/experiments/e/random-seed0/contrastive",
-    purpose="train",
-    identity=Identity(
-        root="s3://bucket",
-        output="s3://bucket/experiments/e/random-seed0/contrastive",
-        experiment="e",
-        cell="random-seed0",
-        arm="random",
-        seed=0,
-        stage="contrastive",
-    ),
-    recipe_hash="a" * 64,
-)
 
 
 @pytest.fixture(scope="module", params=trainer_v2.RELEASES)

@@ -106,9 +106,9 @@ class Experiment:
         uri = join(self.config.output, "checkpoints", f"step-{self.committed_step():09d}", "state.json")
         return int(read_json(uri)["restarts"])
 
-    def wait_for_commit(self, step: int, seconds: float = 600) -> int:
+    def wait_for_commit(self, step: int) -> int:
         """The newest committed step, once that is `step` or later."""
-        found: int = harness.wait_until(f"a checkpoint of step {step}", lambda: (at := self.committed_step()) >= step and at, seconds)
+        found: int = harness.wait_until(f"a checkpoint of step {step}", lambda: (at := self.committed_step()) >= step and at, 600)
         return found
 
     def recovery(self, since: float, until: float = math.inf) -> tuple[float, int]:

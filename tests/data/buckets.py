@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from tests.data.datasets import pairs, write_dataset
+from tests.data.loaders import pairs_loader
 from trainer.config import DataConfig, Placement
 from trainer.data.cache import Prefetcher
 from trainer.data.loader import PairBatch, PairsLoader
@@ -64,11 +65,7 @@ def loader(uri: str, cache: Path | None, *, cache_shards: int = 99, **changes: o
     """Batches of 8 in two runs; a cache of six shards does not hold them all."""
     placement = {"cache_dir": str(cache) if cache else "", "cache_bytes": cache_shards * 31_000}
     placement |= {"loader_workers": changes.pop("loader_workers", 0)}
-    arguments = {
-        "seed": 0, "global_batch_size": 8, "rank": 0, "world_size": 1, "runs": 2, "block_shards": 1, "image_size": 8,
-        "augmentation": "crop", "crop_scale_min": 0.5, "decoder": "fast", "placement": Placement(**placement), "context_length": 8,
-    }  # fmt: skip
-    return PairsLoader(DataConfig(uri=uri), **{**arguments, **changes})
+    return pairs_loader(DataConfig(uri=uri), global_batch_size=8, placement=Placement(**placement), **changes)
 
 
 def take(made: PairsLoader, count: int = 13) -> list[PairBatch]:

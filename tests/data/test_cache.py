@@ -11,10 +11,11 @@ import pytest
 
 from tests.data.buckets import DAMAGE, REMOTE, SIZES, Bucket, assert_same, cached_files, loader, prefetcher, take
 from tests.data.datasets import triplets, write_dataset
+from tests.data.loaders import triplets_loader
 from trainer.config import DataConfig, Placement
 from trainer.data.cache import Prefetcher
 from trainer.data.folder import CacheFolder
-from trainer.data.loader import PairBatch, TripletsLoader
+from trainer.data.loader import PairBatch
 from trainer.data.shards import find_damage
 from trainer.errors import Corrupt, InputError
 
@@ -85,10 +86,7 @@ def test_triplets_are_healed_too(bucket: Bucket, tmp_path: Path) -> None:
     write_dataset(str(bucket.folder), "triplets", triplets([6, 6]))
 
     def keys_and_targets(uri: str) -> list[tuple[list[str], list[float]]]:
-        made = TripletsLoader(
-            DataConfig(uri=uri), seed=0, global_batch_size=4, rank=0, world_size=1, image_size=12, labels="votes", split="train",
-            mirror=False, placement=Placement(cache_dir=str(tmp_path / "cache")),
-        )  # fmt: skip
+        made = triplets_loader(DataConfig(uri=uri), global_batch_size=4, placement=Placement(cache_dir=str(tmp_path / "cache")))
         found = [(batch.keys, batch.target.tolist()) for batch in islice(made.batches(0), 6)]
         made.close()
         return found

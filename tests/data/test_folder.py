@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -55,51 +56,45 @@ def refuse() -> None:
     raise AssertionError("it was fetched")
 
 
-def test_two_processes_fetch_a_file_once(source: Path, tmp_path: Path) -> None:
-    """Who comes second waits until the first has published it."""
-    file = cached(source, tmp_path / "cache")
-    first, second = CacheFolder(tmp_path / "cache"), CacheFolder(tmp_path / "cache")
+def taken_twice(file: ShardFile, cache: Path, fetch: Callable[[], None], fetch_again: Callable[[], None]) -> Future[None]:
+    """One process takes a file, whose outcome is returned, and while it fetches it another takes it too."""
+    first, second = CacheFolder(cache), CacheFolder(cache)
     begun, go = threading.Event(), threading.Event()
 
     def slow() -> None:
         begun.set()
         assert go.wait(60)
-        copier(source, file)()
+        fetch()
 
-    fetching = threading.Thread(target=first.take, args=(file, None, slow, never))
-    fetching.start()
-    assert begun.wait(60)
-    waiting = threading.Thread(target=second.take, args=(file, None, refuse, never))
-    waiting.start()
-    go.set()
-    fetching.join()
-    waiting.join()
+    def waits() -> bool:
+        go.set()
+        return False
+
+    with ThreadPoolExecutor(2) as pool:
+        fetching = pool.submit(first.take, file, None, slow, never)
+        assert begun.wait(60)
+        waiting = pool.submit(second.take, file, None, fetch_again, waits)
+    waiting.result()
+    return fetching
+
+
+def test_two_processes_fetch_a_file_once(source: Path, tmp_path: Path) -> None:
+    """Who comes second waits until the first has published it."""
+    file = cached(source, tmp_path / "cache")
+    taken_twice(file, tmp_path / "cache", copier(source, file), refuse).result()
     assert not find_damage(file, None)
 
 
 def test_who_dies_in_fetching_is_succeeded(source: Path, tmp_path: Path) -> None:
     """A failure of one is not the failure of the other, who waited for the same file."""
     file = cached(source, tmp_path / "cache")
-    first, second = CacheFolder(tmp_path / "cache"), CacheFolder(tmp_path / "cache")
-    begun, go = threading.Event(), threading.Event()
 
     def fail() -> None:
-        begun.set()
-        assert go.wait(60)
         raise RunError("the store went away")
 
-    def fetch() -> None:
-        with pytest.raises(RunError, match="went away"):
-            first.take(file, None, fail, never)
-
-    fetching = threading.Thread(target=fetch)
-    fetching.start()
-    assert begun.wait(60)
-    waiting = threading.Thread(target=second.take, args=(file, None, copier(source, file), never))
-    waiting.start()
-    go.set()
-    fetching.join()
-    waiting.join()
+    failed = taken_twice(file, tmp_path / "cache", fail, copier(source, file))
+    with pytest.raises(RunError, match="went away"):
+        failed.result()
     assert not find_damage(file, None)
 
 

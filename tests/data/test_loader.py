@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.datasets import pairs, triplets, write_dataset
+from tests.data.loaders import pairs_loader, triplets_loader
 from tests.pipelines.operator import eventually
 from tests.servers import S3Server
 from trainer.config import DataConfig, Placement
-from trainer.data.loader import PairBatch, PairsLoader, TripletBatch, TripletsLoader
+from trainer.data.loader import PairBatch, PairsLoader, TripletBatch
 from trainer.errors import InputError, RunError
 
 
@@ -24,25 +25,6 @@ from trainer.errors import InputError, RunError
 def triplet_data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     """22 triplets in three shards."""
     return write_dataset(str(tmp_path_factory.mktemp("triplets")), "triplets", triplets([9, 9, 4]))
-
-
-def pairs_loader(data: DataConfig, **changes: object) -> PairsLoader:
-    """A loader of 12 in two runs, one rank."""
-    arguments = {
-        "seed": 0, "global_batch_size": 12, "rank": 0, "world_size": 1, "runs": 2, "block_shards": 1, "image_size": 8,
-        "augmentation": "crop", "crop_scale_min": 0.5, "decoder": "fast", "placement": Placement(), "context_length": 8,
-    }  # fmt: skip
-    return PairsLoader(data, **{**arguments, **changes})
-
-
-def triplets_loader(data: DataConfig, **changes: object) -> TripletsLoader:
-    """A loader of 5 with people's votes, one rank."""
-    arguments = {
-        "seed": 0, "global_batch_size": 5, "rank": 0, "world_size": 1, "image_size": 12, "labels": "votes", "split": "train",
-        "mirror": False,
-        "placement": Placement(),
-    }  # fmt: skip
-    return TripletsLoader(data, **{**arguments, **changes})
 
 
 def take(loader: PairsLoader, start: int, count: int) -> list[PairBatch]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.data.datasets import pairs, write_dataset
+from tests.data.loaders import pairs_loader
 from tests.fault_proxy import FaultProxy, Refuse
 from tests.run import build
 from trainer.config import DataConfig, Placement
@@ -25,11 +26,7 @@ SIZES = [8] * 20
 
 def loader(data: DataConfig, cache: Path, cache_shards: int = 6) -> PairsLoader:
     """Batches of 8 in two runs; the cache holds a part of the 20 shards."""
-    size = 31_000 * cache_shards
-    return PairsLoader(
-        data, seed=0, global_batch_size=8, rank=0, world_size=1, runs=2, block_shards=1, image_size=8, augmentation="crop",
-        crop_scale_min=0.5, decoder="fast", placement=Placement(cache_dir=str(cache), cache_bytes=size), context_length=8,
-    )  # fmt: skip
+    return pairs_loader(data, global_batch_size=8, placement=Placement(cache_dir=str(cache), cache_bytes=31_000 * cache_shards))
 
 
 def epoch_through_an_outage(root: str, tmp_path: Path, proxy: FaultProxy, seconds: float) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.data.datasets import pairs, triplets, write_dataset
-from tests.data.test_loader import pairs_loader, triplets_loader
+from tests.data.loaders import pairs_loader, triplets_loader
 from trainer.config import DataConfig, stream_seed
 from trainer.data.order import CanonicalOrder
 from trainer.data.subset import SubsetOrder, chosen

@@ -25,10 +25,7 @@ cat > trainer/arms/permuted_instance.py <<'ARM'
 from trainer.arms import Arm
 
 ARM = Arm(
-    name="permuted-instance",
-    order=65,
-    start="permuted",
-    labels="instance",
+    name="permuted-instance", order=65, start="permuted", labels="instance",
     meaning="the weights of `instance`, permuted within each tensor",
     control="the same warm-up on pictures without judgements, without its structure",
 )

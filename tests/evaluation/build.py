@@ -84,15 +84,15 @@ def classification_set(
     return folder, manifest
 
 
-def multilabel_set(root: str, name: str = "several", num_items: int = 60) -> tuple[str, Manifest]:
+def multilabel_set(root: str) -> tuple[str, Manifest]:
     """A set whose images show one to three classes each."""
-    plan = _plan("evaluation", name, ["test"], "zeroshot_multilabel", {"num_items": num_items})
-    folder = join(root, "datasets", name, plan.plan_id)
+    plan = _plan("evaluation", "several", ["test"], "zeroshot_multilabel", {"num_items": 60})
+    folder = join(root, "datasets", "several", plan.plan_id)
     samples = []
-    for k in range(num_items):
+    for k in range(60):
         buffer = io.BytesIO()
         np.save(buffer, np.array([k % 2, k % 3 == 0, (k % 2 == 0) and (k % 3 != 0)], np.int64))
-        samples.append(("test", f"{name}-{k:04d}", {"image": ("png", picture(k)), "npy": ("npy", buffer.getvalue())}))
+        samples.append(("test", f"several-{k:04d}", {"image": ("png", picture(k)), "npy": ("npy", buffer.getvalue())}))
     write_bytes(join(folder, "dataset_type.txt"), b"multilabel\n")
     _write_prompts(folder)
     facts = {"task": "zeroshot_classification", "classnames": list(CLASSES), "templates": list(TEMPLATES), "multilabel": True}
@@ -101,15 +101,12 @@ def multilabel_set(root: str, name: str = "several", num_items: int = 60) -> tup
     return folder, manifest
 
 
-def retrieval_set(
-    root: str, name: str = "captions", captions=tuple((f"picture {k}", f"number {k} again") for k in range(11))
-) -> tuple[str, Manifest]:
+def retrieval_set(root: str, captions=tuple((f"picture {k}", f"number {k} again") for k in range(11))) -> tuple[str, Manifest]:
     """A retrieval set with several captions an image."""
-    plan = _plan("evaluation", name, ["test"], "zeroshot_retrieval", {"captions": [list(of) for of in captions]})
-    folder = join(root, "datasets", name, plan.plan_id)
-    samples = [
-        ("test", f"{name}-{k:04d}", {"image": ("png", picture(k)), "txt": ("txt", "\n".join(of).encode())}) for k, of in enumerate(captions)
-    ]
+    plan = _plan("evaluation", "captions", ["test"], "zeroshot_retrieval", {"captions": [list(of) for of in captions]})
+    folder = join(root, "datasets", "captions", plan.plan_id)
+    members = [{"image": ("png", picture(k)), "txt": ("txt", "\n".join(of).encode())} for k, of in enumerate(captions)]
+    samples = [("test", f"captions-{k:04d}", of) for k, of in enumerate(members)]
     write_bytes(join(folder, "dataset_type.txt"), b"retrieval\n")
     manifest = sealed(folder, plan, samples, facts={"task": "zeroshot_retrieval"})
     _number_of_shards(folder, manifest)
@@ -138,13 +135,13 @@ def pairs_with(root: str, sets: list[tuple[str, Manifest]], labels=()) -> tuple[
     return folder, sealed(folder, plan, [("train", "only", members), *labelled_samples], evaluation=entries)
 
 
-def triplets_set(root: str, num_each: int = 4, splits=("val", "test")) -> tuple[str, Manifest]:
+def triplets_set(root: str, splits=("val", "test")) -> tuple[str, Manifest]:
     """Triplets of two splits; the vote is for image 1 in every other one, and pixel MSE is always for image 1."""
-    plan = _plan("triplets", "triplets", list(splits), "triplets", {"num_each": num_each}, judge="FLIP")
+    plan = _plan("triplets", "triplets", list(splits), "triplets", {"num_each": 4}, judge="FLIP")
     folder = join(root, "datasets", "triplets", plan.plan_id)
     samples = []
     for split in splits:
-        for k in range(num_each):
+        for k in range(4):
             facts = {
                 "id": k,
                 "target": float(k % 2),

@@ -81,7 +81,9 @@ class Zygote:
         self._ours.flush()
         while "started" not in (said := self._next()):
             pass
-        return int(said["started"])
+        pid = int(said["started"])
+        self.codes.pop(pid, None)  # of an earlier process: numbers are used again
+        return pid
 
     def code(self, pid: int) -> int | None:
         """The exit code of a command, or minus the signal that killed it; None while it runs."""
@@ -143,8 +145,10 @@ def fork(run: Callable[[], int], name: str, *, output: int | None = None) -> int
     """
     sys.stdout.flush()
     sys.stderr.flush()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))  # the hooks of os.fork swallow exceptions
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return pid
     code = 70
     try:
@@ -156,9 +160,12 @@ def fork(run: Callable[[], int], name: str, *, output: int | None = None) -> int
             os.dup2(output, 1)
             os.dup2(output, 2)
         sys.stdout, sys.stderr = (open(one, "w", buffering=1, closefd=False) for one in (1, 2))
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         code = contextvars.Context().run(run)
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1
+    except KeyboardInterrupt:  # before the command line handles it
+        code = 130
     except BaseException:
         traceback.print_exc()
     finally:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tests.data.datasets import triplets, write_dataset
+from tests.data.loaders import triplets_loader
 from trainer import labels
-from trainer.config import Placement, StagingConfig
-from trainer.data.loader import TripletsLoader
+from trainer.config import StagingConfig
 from trainer.errors import InputError
 from trainer.labels import OWN, Labels, Shown, named_labels, registered
 from trainer.registry import discover
@@ -43,18 +43,7 @@ def test_an_unknown_kind_is_named():
 def test_the_drawing_never_changes(name: str, tmp_path: Path):
     """A stage that was trained in part is resumed to the same bits by every later version."""
     data = write_dataset(str(tmp_path), "triplets", triplets([9, 9, 4]))
-    loader = TripletsLoader(
-        data,
-        seed=0,
-        global_batch_size=5,
-        rank=0,
-        world_size=1,
-        image_size=12,
-        labels=name,
-        split="train",
-        mirror=False,
-        placement=Placement(),
-    )
+    loader = triplets_loader(data, labels=name)
     digest = hashlib.sha256()
     for batch in islice(loader.batches(0), 9):
         digest.update(batch.images.numpy().tobytes())

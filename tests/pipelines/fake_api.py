@@ -86,13 +86,13 @@ class FakeApi:
                     connection.shutdown(socket.SHUT_RDWR)
             self._changed.notify_all()
 
-    def kubeconfig(self, path: Path, namespace: str = "team", token: str = "ana") -> Path:
+    def kubeconfig(self, path: Path) -> Path:
         """A kubeconfig for this server; it may be read as YAML."""
         config = {
             "apiVersion": "v1", "kind": "Config", "current-context": "fake",
             "clusters": [{"name": "fake", "cluster": {"server": f"http://127.0.0.1:{self.port}"}}],
-            "users": [{"name": "ana", "user": {"token": token}}],
-            "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "ana", "namespace": namespace}}],
+            "users": [{"name": "ana", "user": {"token": "ana"}}],
+            "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "ana", "namespace": "team"}}],
         }  # fmt: skip
         path.write_text(json.dumps(config))
         return path

@@ -14,9 +14,9 @@ Object = dict[str, Any]
 class Operator:
     """Makes the pods of PyTorchJobs; what else happens, a test says."""
 
-    def __init__(self, api: FakeApi, phase: str = "Running") -> None:
+    def __init__(self, api: FakeApi) -> None:
         self.api = api
-        self.phase = phase
+        self.phase = "Running"
         self.created: list[Object] = []
         api.on_change = self._see
 

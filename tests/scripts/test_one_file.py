@@ -17,10 +17,7 @@ ARM = '''
 from trainer.arms import Arm
 
 ARM = Arm(
-    name="permuted-judged",
-    order=80,
-    start="permuted",
-    labels="flip",
+    name="permuted-judged", order=80, start="permuted", labels="flip",
     meaning="the weights of a tower that FLIP taught, permuted within each tensor",
     control="the norms of a tower that saw the same pictures",
 )

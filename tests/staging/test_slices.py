@@ -44,6 +44,14 @@ def end(writer: SliceWriter) -> None:
     writer.__exit__(None, None, None)
 
 
+def end_unpublished(writer: SliceWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It dies between its record and its first copy."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Attempt, "_publish", lambda attempt, record: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            end(writer)
+
+
 def sealed_by(folder: str) -> str:
     """Seal; whose samples these are, which must be one's alone, with its rejects and nothing beside."""
     manifest = seal(folder, PLAN, gather(folder, PLAN))
@@ -70,13 +78,10 @@ def test_the_first_to_end_counts(root: str) -> None:
 
 
 def test_the_chosen_one_is_published_by_another_if_it_dies(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between its record and its first copy: what it made lies in its attempt, and is found there by checksum."""
+    """What it made lies in its attempt, and is found there by checksum."""
     write_plan(root, PLAN)
     slow, dead = begin(root, "slow", 4), begin(root, "dead", 2)
-    with monkeypatch.context() as patch:
-        patch.setattr(Attempt, "_publish", lambda attempt, record: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            end(dead)
+    end_unpublished(dead, monkeypatch)
     assert not open_store(root).head(join(root, "shard-00000-00000.tar"))
     end(slow)
     assert open_store(root).head(join(root, "shard-00000-00000.tar"))
@@ -107,10 +112,7 @@ def test_sealing_publishes_what_a_dead_one_made(root: str, monkeypatch: pytest.M
 def test_a_slice_whose_chosen_bytes_are_gone_is_made_again(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The record alone makes nothing count: gather names it, and the next to make it is chosen in its place, whole."""
     write_plan(root, PLAN)
-    with monkeypatch.context() as patch:
-        patch.setattr(Attempt, "_publish", lambda attempt, record: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            end(begin(root, "dead", 4))
+    end_unpublished(begin(root, "dead", 4), monkeypatch)
     for info in open_store(root).list(join(root, ATTEMPTS)):
         open_store(root).delete(info.uri)
     with pytest.raises(RunError, match=r"1 of 1 slices are not done: 0; .*slice-00000\.jsonl: missing; rerun the command that makes them"):

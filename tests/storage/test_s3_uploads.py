@@ -1,6 +1,8 @@
 """What killed writers leave in a bucket: uploads with their parts, records, claims; swept by whoever comes next, the living's kept."""
 
+import hashlib
 import io
+import os
 import random
 import subprocess
 import sys
@@ -13,8 +15,9 @@ from minio.error import S3Error
 
 from pipelines.jobs.lease import Lease, Taken
 from tests.servers import S3Server
-from trainer.storage import join, open_store, read_bytes, s3_uploads, write_bytes, writers
+from trainer.storage import join, open_store, read_bytes, s3_client, s3_uploads, write_bytes, writers
 from trainer.storage.s3 import PART_BYTES, S3Store
+from trainer.storage.s3_answers import Damaged
 from trainer.storage.s3_client import Client
 from trainer.storage.s3_settings import settings_from_environment
 from trainer.storage.s3_uploads import Target, Upload
@@ -96,6 +99,35 @@ def test_a_finished_upload_leaves_nothing(folder: str) -> None:
     assert left(folder) == ([f"{folder.split('/', 3)[3]}/x"], [])
 
 
+@pytest.mark.parametrize("end", ["finished", "failed", "killed"])
+def test_an_upload_whose_answer_got_lost_is_ended_too(folder: str, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request is sent again, and begins a second upload; nobody knows the id of the first."""
+    _, _, bucket, key = folder.split("/", 3)
+    checked, lost = s3_client.check_answer, []
+
+    def lose(method: str, name: str | None, query: dict[str, str], *rest: object, **options: object) -> None:
+        checked(method, name, query, *rest, **options)  # type: ignore[arg-type]
+        if method == "POST" and "uploads" in query and not lost:
+            lost.append(name)
+            raise Damaged("an answer that ends early")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(s3_client, "check_answer", lose)
+        if end == "killed":
+            patch.setattr(writers, "mark", lambda: writers._own_mark(os.getpid()).rpartition("-")[0] + "-1")
+        upload = Upload(Target(new_client(), join(folder, "x"), bucket, f"{key}/x"))
+    assert len(left(folder)[1]) == 2
+    if end == "finished":
+        upload.send(b"data", hashlib.md5(b"data").hexdigest())
+        upload.complete()
+        upload.forget()
+    elif end == "failed":
+        upload.abort()
+    else:
+        open_store(folder).sweep(folder)
+    assert left(folder) == ([f"{key}/x"] if end == "finished" else [], [])
+
+
 @pytest.mark.parametrize("records_id", [True, False])
 def test_writers_elsewhere_are_judged_by_the_stores_clock(folder: str, monkeypatch: pytest.MonkeyPatch, records_id: bool) -> None:
     """Another machine's upload is ended when its record is older than any living writer's, wherever that writer was killed."""
@@ -104,7 +136,7 @@ def test_writers_elsewhere_are_judged_by_the_stores_clock(folder: str, monkeypat
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(writers, "mark", lambda: "00000000-00000000-1-1")
         if not records_id:
-            elsewhere.setattr(Client, "begin_upload", lambda self, bucket, key: "")  # killed before the record has it
+            elsewhere.setattr(Client, "begin_upload", lambda self, bucket, key: ("", True))  # killed before the record has it
         upload = Upload(Target(client, join(folder, "x"), bucket, f"{key}/x"))
     if not records_id:
         client.begin_upload(bucket, f"{key}/x")

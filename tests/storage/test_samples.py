@@ -15,7 +15,7 @@ from trainer.storage.manifest import Shard
 from trainer.storage.samples import read_index, read_members
 
 
-def write_shard(root: str, name: str = "shard-0-0.tar", salt: bytes = b"") -> Shard:
+def write_shard(root: str, salt: bytes = b"") -> Shard:
     """A shard of two samples of two members (the tar's own headers do not matter to a reader by index)."""
     members = [[b"picture 0" + salt, b"caption 0"], [b"", b"caption 1, longer"]]
     tar, offsets = b"", []
@@ -26,7 +26,7 @@ def write_shard(root: str, name: str = "shard-0-0.tar", salt: bytes = b"") -> Sh
             tar += member.ljust(512, b"\0")
     crc = google_crc32c.value(tar)
     index = ShardIndex(
-        shard=name, shard_size=len(tar), shard_crc32c=crc, members=("image", "txt"), keys=("k0", "k1"),
+        shard="shard-0-0.tar", shard_size=len(tar), shard_crc32c=crc, members=("image", "txt"), keys=("k0", "k1"),
         offsets=np.array(offsets, np.uint64).reshape(2, 2),
         sizes=np.array([[len(member) for member in row] for row in members], np.uint32),
         crc32c=np.array([[google_crc32c.value(member) for member in row] for row in members], np.uint32),
@@ -34,10 +34,10 @@ def write_shard(root: str, name: str = "shard-0-0.tar", salt: bytes = b"") -> Sh
     )  # fmt: skip
     data = encode_index(index)
     shard = Shard(
-        name=name, split="train", num_samples=2, size=len(tar), crc32c=crc,
+        name="shard-0-0.tar", split="train", num_samples=2, size=len(tar), crc32c=crc,
         sha256=hashlib.sha256(tar).hexdigest(), index_crc32c=index_checksum(data),
     )  # fmt: skip
-    write_bytes(join(root, name), tar)
+    write_bytes(join(root, "shard-0-0.tar"), tar)
     write_bytes(join(root, shard.index_name), data)
     return shard
 

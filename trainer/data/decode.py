@@ -1,8 +1,8 @@
-"""Bytes of a picture to uint8 pixels of a fixed size, in two ways.
+"""Decode a picture's bytes to uint8 pixels of a fixed size, in two ways.
 
-`exact` is PIL throughout, as open_clip's own transforms have it: figures that are compared with others use it.
-`fast` is simplejpeg with torch's antialiased uint8 resize, PIL where it must (PNG, CMYK, a JPEG that strict
-decoding refuses): the same picture to .05 of 255 in the mean, at three times the speed (row A of docs/BENCHMARKS.md).
+`exact` uses PIL throughout, like open_clip's own transforms; results that are compared with others use it.
+`fast` uses simplejpeg with torch's antialiased uint8 resize, and PIL where necessary (PNG, CMYK, a JPEG that strict
+decoding refuses): within .05 of 255 on average, at three times the speed (row A of docs/BENCHMARKS.md).
 
 Suffixes: H W (source height and width), S (side of the result), B (batch).
 """
@@ -26,7 +26,7 @@ Decoder = Literal["fast", "exact"]
 Interpolation = Literal["bicubic", "bilinear"]
 Buffer = bytes | memoryview
 
-Image.MAX_IMAGE_PIXELS = None  # our own bound is checked before decoding; PIL's raises a kind of its own
+Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before decoding; PIL's would raise its own type of error
 _PIL_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _CROP_ATTEMPTS = 10
 _CROP_RATIOS = (3 / 4, 4 / 3)
@@ -39,7 +39,7 @@ def decode_image(data: Buffer, side: int, mode: Decoder, *, squash: bool = False
         (3, S, S) uint8.
 
     Raises:
-        RunError: the bytes are no picture that PIL reads.
+        RunError: PIL cannot read the bytes as a picture.
     """
     pixels = decode_pixels(data, mode)
     return resize(pixels, (side, side), mode, "bicubic") if squash else centre(pixels, side, mode)
@@ -69,7 +69,7 @@ def decode_pixels(data: Buffer, mode: Decoder) -> NDArray[np.uint8]:
 
 
 def picture_size(data: Buffer) -> tuple[int, int]:
-    """Height and width that a picture's header gives: those of `decode_pixels`, without decoding."""
+    """Height and width from a picture's header: those of `decode_pixels`, without decoding."""
     if bytes(data[:2]) == b"\xff\xd8":
         with contextlib.suppress(ValueError):  # PIL, which staging checked with, may read it
             height, width = simplejpeg.decode_jpeg_header(data)[:2]
@@ -91,7 +91,7 @@ def _opened(data: Buffer) -> Iterator[Image.Image]:
 
 
 def _check_size(height: int, width: int) -> None:
-    """Refuse what its header says is larger than staging lets in, before a pixel of it takes memory."""
+    """Refuse a picture whose header declares more than staging accepts, before it takes memory."""
     if height * width > MAX_PIXELS:
         raise RunError(f"a picture of {width}x{height}, but at most {MAX_PIXELS // 1_000_000} megapixels are decoded")
 
@@ -112,7 +112,7 @@ def resize(pixels: NDArray[np.uint8], size: tuple[int, int], mode: Decoder, inte
     if mode == "exact":
         resized = Image.fromarray(pixels).resize((size[1], size[0]), _PIL_FILTERS[interpolation])
         return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
-    # Unsqueezed first: with any other stride of the batch torch takes the picture for channels first, and is half as fast.
+    # Unsqueeze first: with another batch stride torch assumes channels-first layout, and is half as fast.
     channels_last = torch.from_numpy(pixels).unsqueeze(0).permute(0, 3, 1, 2)
     return torch.nn.functional.interpolate(channels_last, size=size, mode=interpolation, antialias=True, align_corners=False)[0]
 

@@ -1,8 +1,8 @@
-"""The folder on this machine that one data set's shards are cached in: who uses which file, who writes it, what dead runs left.
+"""The local cache folder of one data set's shards: tracks which process uses or writes which file, and removes leftovers.
 
-Everyone opens the folder's one lock file and locks bytes of it: one byte says "I am here", and each cached file has two,
-one for those who use it (shared; exclusively to remove it) and one for who writes it. The kernel drops a process's locks when it
-ends, however it ends. So what nobody locks nobody needs, whatever its age, and any number of files takes one descriptor.
+Every process opens the folder's lock file and locks bytes of it: one byte for its presence, and two for each cached file,
+one for its users (shared; exclusive to remove the file) and one for its writer. The kernel drops a process's locks when it ends,
+however it ends. So a file without locks is unused, whatever its age, and any number of files needs only one descriptor.
 """
 
 import errno
@@ -23,7 +23,7 @@ from trainer.errors import InputError, RunError
 
 LOCK = "firstsight.lock"
 PART = ".part"
-"""What is being written ends so."""
+"""Suffix of a file that is being written."""
 
 _MEMBER = 1 << 62
 _WRITE = 1 << 61
@@ -54,7 +54,7 @@ class CacheFolder:
                 pass
 
     def take(self, file: ShardFile, rows: range | None, fetch: Callable[[], object], stopped: Callable[[], bool]) -> None:
-        """Hold a file, so that nobody removes it; where it is incomplete it is fetched, by one process for all.
+        """Hold a file, so that nobody removes it; if it is incomplete, one process fetches it for all.
 
         Args:
             file: to hold; find_damage looks at it unless somebody who holds it has done so.
@@ -95,7 +95,7 @@ class CacheFolder:
                 pass
 
     def let_go(self, file: ShardFile, *, remove: bool) -> None:
-        """Hold a file no longer; `remove` it where nobody else does."""
+        """Release a file; with `remove`, remove it unless another process holds it."""
         use = self._position(file.path)
         with explained(Path(file.path)):
             if remove and self._set(fcntl.F_WRLCK, use):
@@ -103,7 +103,7 @@ class CacheFolder:
             self._set(fcntl.F_UNLCK, use)
 
     def sweep(self, keep: Callable[[Path], bool]) -> None:
-        """Remove what nobody uses or writes, unless `keep` says of a tar that it is wanted. Only before anything was taken."""
+        """Remove files that nobody uses or writes, except tars that `keep` accepts. Only before any file was taken."""
         with explained(self.path):
             for name in os.listdir(self.path):
                 if name == LOCK or _wanted(self.path / name, keep):
@@ -114,7 +114,7 @@ class CacheFolder:
                     self._set(fcntl.F_UNLCK, lock)
 
     def leave(self, keep: Callable[[Path], bool]) -> None:
-        """Hold nothing any more. The last one out removes all but the tars that `keep` names, and the folder where none is left."""
+        """Release everything. The last user removes all but the tars that `keep` accepts, and the folder if none is left."""
         self._set(fcntl.F_UNLCK, _MEMBER)
         try:
             with explained(self.path):
@@ -157,7 +157,7 @@ class CacheFolder:
             return False
 
     def _write(self, file: ShardFile, write: Callable[[], object], stopped: Callable[[], bool]) -> bool:
-        """Call `write` while nobody else writes the file; False, after a pause, where somebody does."""
+        """Call `write` while no other process writes the file; False, after a pause, if one does."""
         lock = self._position(file.path) | _WRITE
         if not self._set(fcntl.F_WRLCK, lock):
             _wait(file, stopped)
@@ -234,7 +234,7 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def _wait(file: ShardFile, stopped: Callable[[], bool]) -> None:
-    """Pause while another process has a file in its hands."""
+    """Pause while another process uses or writes a file."""
     if stopped():
         raise RunError(f"{file.uri}: the loader was closed")
     time.sleep(_POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""What this machine, or this container where it has less, lets a process use: memory, cores and descriptors. No torch."""
+"""The memory, cores and descriptors that this machine, or the container's limits, let a process use. No torch."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ _PART = 4  # decoded pictures may take a quarter of what is free: the model and 
 
 
 def memory_for_pictures(processes_per_node: int) -> int:
-    """Bytes that one rank may keep decoded pictures in, so that a small data set is decoded once and not once an epoch."""
+    """Memory for a rank's decoded pictures, in bytes, so that a small data set is decoded once rather than in each epoch."""
     return available_memory() // _PART // processes_per_node
 
 

@@ -1,7 +1,7 @@
-"""Who decodes: threads of the trainer, or processes of their own whose pictures come back through shared memory.
+"""Decode in threads of the trainer, or in worker processes that return pictures through shared memory.
 
-Sent through the pool's pipe, or as tensors, each of which brings a file descriptor, pictures would keep the trainer's
-interpreter busy in another thread, and every kernel that it launches would wait for that.
+Sent through the pool's pipe, or as tensors (each with a file descriptor), pictures would keep a thread of the trainer's
+interpreter busy, and every kernel launch would wait for it.
 """
 
 import copy
@@ -76,7 +76,7 @@ class Processes(Threads[DecodedT]):
         self._pool = ProcessPoolExecutor(workers, context, begin)
 
     def submit(self, chunk: Any) -> Callable[[], DecodedT]:
-        """Begin a chunk; the result waits for it. Raises BrokenProcessPool where a worker has died."""
+        """Begin a chunk; the result waits for it. Raises BrokenProcessPool if a worker has died."""
         slot = self._submitted % len(self._slots)
         self._submitted += 1
         future: Future[Any] = self._pool.submit(_decode_in_worker, slot, chunk)
@@ -99,7 +99,7 @@ class Processes(Threads[DecodedT]):
 def open_workers(
     placement: Placement, decoder: ChunkDecoder[Any, DecodedT], *, processes: bool, slots: int, slot_bytes: int
 ) -> Threads[DecodedT]:
-    """Who decodes: placement.loader_workers processes where `processes` and there are any, else threads."""
+    """The decoding pool: placement.loader_workers processes if `processes` is set and there are any, else threads."""
     workers = unless_auto(placement.loader_workers)
     if processes and workers:
         return Processes(decoder, workers, slots=slots, slot_bytes=slot_bytes)

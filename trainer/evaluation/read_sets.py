@@ -1,4 +1,4 @@
-"""What a model is measured on: sets in CLIP_benchmark's layout, and triplets. No torch here.
+"""Read evaluation sets in CLIP_benchmark's layout, and triplets. No torch here.
 
 A set that firstsight staged has a manifest, and is read by the index of each shard. One that another tool
 wrote (`test/nshards.txt`, `test/0.tar` …, classnames.txt, zeroshot_classification_templates.txt,
@@ -89,7 +89,7 @@ class EvaluationSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One test image with what is right about it: a label, a row of 0 and 1 over the classes, or captions.
+    """One test image with its ground truth: a label, a row of 0 and 1 over the classes, or captions.
 
     `digest` is that of the image's bytes, by which twins are told; empty if nobody asked.
     """
@@ -112,7 +112,7 @@ class Triplet:
 
 
 def describe_set(uri: str, identity: str = "", manifest_sha256: str = "") -> EvaluationSet:
-    """What the set at `uri` is.
+    """Describe the set at `uri`.
 
     Args:
         uri: its folder.
@@ -194,7 +194,7 @@ def training_part(described: EvaluationSet, pairs: DataConfig) -> EvaluationSet 
 
 
 def _check_shards(uri: str, num_shards: int, split: str = SPLIT) -> None:
-    """InputError if a tar is missing, or where there are more than nshards.txt says."""
+    """InputError if a tar is missing, or there are more than nshards.txt says."""
     prefix = join(uri, split) + "/"
     names = {info.uri.removeprefix(prefix) for info in open_store(uri).list(prefix)}
     there = {int(name.removesuffix(".tar")) for name in names if re.fullmatch(r"\d{1,9}\.tar", name)}

@@ -72,7 +72,7 @@ def find_tasks(config: EvaluateConfig, sets: Iterable[EvaluationSet]) -> Iterato
             yield Task(described=described, name=name, group="probes", basis=basis, count=count, training=training)
 
 
-def choose_pictures(keys: Sequence[str], most: int, always: Iterable[str] = ()) -> set[str]:
+def choose_pictures(keys: Sequence[str], most: int, always: Iterable[str]) -> set[str]:
     """The pictures of a set that go through the layers: the first by a hash of their names, so the same for every model and seed.
 
     Args:

@@ -1,4 +1,4 @@
-"""The triplets' judgements, shuffled among them: the same pictures and the same labels, without what ties them together."""
+"""The triplets' judgements, shuffled among the triplets: the same pictures and labels, without their association."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Shuffled(Labels):
-    """Each triplet has the votes of another one, the same in all epochs."""
+    """Gives each triplet the votes of another one, the same in all epochs."""
 
     name = "shuffled"
     says = "the triplets' judgements, shuffled among them"

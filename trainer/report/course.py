@@ -55,7 +55,7 @@ def stage_rows(experiment: Experiment) -> list[dict[str, Any]]:
     return rows
 
 
-def loss_curves(experiment: Experiment, stage: str, figure: str = "loss") -> dict[str, list[Curve]]:
+def loss_curves(experiment: Experiment, stage: str, figure: str) -> dict[str, list[Curve]]:
     """Arm -> one curve per seed: a value from progress.jsonl against the epoch."""
     series: dict[str, list[Curve]] = defaultdict(list)
     for cell, name, run in own_stages(experiment):

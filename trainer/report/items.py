@@ -37,7 +37,7 @@ _ONE = {"triplets": "triplet", "references": "reference", "pictures": "picture",
 _BASELINES = {"pixel_mse": "pixel MSE", "flip": "FLIP", "majority_of_judges": "judges' majority"}
 
 
-def main_metric(result: Result, own: bool = False) -> str:
+def main_metric(result: Result, own: bool) -> str:
     """The figure that stands for a result: the set's own choice, otherwise accuracy; for retrieval, the mean of all recalls.
 
     For retrieval on the user's own pictures (`own`), it is the mean that accepts any twin as correct, if there are twins.

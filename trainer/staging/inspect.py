@@ -30,7 +30,7 @@ _LENGTH_EDGES = (4, 8, 12, 16, 24, 32, 48, 77)
 _BAR_WIDTH = 40
 _SHEET_SAMPLES = 24
 _WIDTH = 1000
-"""Of what is printed: a path or a hash that is folded can be copied by nobody, and no table grows beyond its content."""
+"""Columns printed: a wrapped path or hash could not be copied, and no table grows beyond its content."""
 _CELL = 128  # side of a picture on the contact sheet, in pixels
 _SHEET_COLUMNS = 6
 
@@ -38,7 +38,7 @@ _SHEET_COLUMNS = 6
 def inspect(uri: str, output: str) -> None:
     """Print a data set's or a stage's figures; with `output`, write a contact sheet (index.html, contact.png) there.
 
-    Of `datasets/<name>`, below which the folders are called by hashes, it takes the one that is sealed there.
+    Given `datasets/<name>`, whose subfolders are named by hashes, it takes the sealed one.
 
     Raises:
         InputError: neither a sealed data set nor a stage's folder is at `uri`, or several sealed data sets are below it.
@@ -119,7 +119,7 @@ def _histogram(lengths: NDArray[np.int64]) -> Table:
 
 
 def _print_stage(console: Console, uri: str) -> bool:
-    """Figures of a stage's folder; False if it is none."""
+    """Print a stage's figures; False if the folder is not a stage's."""
     lines = list(_progress_lines(uri))
     committed = read_committed(layout.final(uri)) or read_committed(uri)
     if not lines and committed is None:
@@ -196,7 +196,7 @@ def _some(uri: str, manifest: Manifest) -> Iterator[tuple[str, list[bytes], str]
 
 
 def _words(members: dict[str, bytes], manifest: Manifest) -> str:
-    """Captions, class, or votes of a sample."""
+    """A sample's captions, class, or votes as text."""
     words = "\n".join(captions_of(members.get("txt", b""), json.loads(members["json"]) if manifest.kind == "pairs" else {}))
     if "cls" in members:
         words = str(manifest.facts["classnames"][int(members["cls"])])

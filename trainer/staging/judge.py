@@ -1,6 +1,6 @@
 """FLIP, a model of how different two pictures look to a person who flips between them (Andersson et al., 2020).
 
-It stands in for people where there are no votes. Whatever shows a result on such triplets says so.
+It replaces people when there are no votes. Every result on such triplets says so.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Kinds of files that are not read as pictures, told by their first bytes: phones name HEIC `.jpg`, and downloads are called anything."""
+"""Recognise unsupported files by their first bytes: phones name HEIC `.jpg`, and downloads have any name."""
 
 from trainer.staging.kinds import UNREAD_CAUSE, explain_unread
 
@@ -13,7 +13,7 @@ _BEGINNINGS = (
 
 
 def explain_bytes(data: bytes) -> tuple[str, str] | None:
-    """Cause and detail of the reject that a file becomes which is of a known kind that is not read; None for any other."""
+    """Cause and detail for rejecting a file of a known unsupported kind; None for any other."""
     if data.startswith(b"version https://git-lfs"):
         return "not an image", "a pointer of Git LFS: git lfs pull fetches the picture"
     suffix = _kind(data)

@@ -1,4 +1,4 @@
-"""What is next to a picture's pixels: found out whether it can be read, and taken away where it keeps a picture from being read."""
+"""A picture's metadata: read its orientation, and strip metadata that keeps the picture from being read."""
 
 from collections.abc import Iterator
 
@@ -14,13 +14,13 @@ _ADOBE_BYTES = 14  # of the segment that says how colours are stored, with its l
 
 
 def read_orientation(image: Image.Image) -> tuple[int, str]:
-    """The orientation that EXIF (or XMP) gives, and a note where what is there cannot be read: such a picture counts as upright.
+    """The orientation from EXIF (or XMP), and a note if it is unreadable: such a picture counts as upright.
 
     Returns:
-        1 to 8; and empty, or a few words that such pictures are counted by.
+        1 to 8; and a short note by which such pictures are counted, or an empty string.
     """
     if _READ not in image.info:
-        image.info[_READ] = _orientation(image)  # PIL raises on broken EXIF once, and then gives empty EXIF
+        image.info[_READ] = _orientation(image)  # PIL raises on broken EXIF once, then returns empty EXIF
     found: tuple[int, str] = image.info[_READ]
     return found
 
@@ -41,7 +41,7 @@ def _exif_orientation(image: Image.Image) -> tuple[int, str]:
         found = dict(image.getexif())
         if not found and image.info.get("exif"):  # PIL's reader of JPEG has met the damage before, and passed over it
             Image.Exif().load(image.info["exif"])
-    except Exception:  # whatever PIL raises on bytes that are no EXIF
+    except Exception:  # whatever PIL raises on invalid EXIF
         return 1, "unreadable EXIF"
     value = found.get(_ORIENTATION, 1)
     upright = 1 if value == 0 else value  # 0: "unknown", as some cameras write
@@ -55,7 +55,7 @@ def _is_resolution(value: object) -> bool:
 
 
 def without_metadata(data: bytes) -> bytes | None:
-    """A JPEG, PNG or WebP with nothing but what makes its pixels; None if nothing can be left out, or it is none of them."""
+    """A JPEG, PNG or WebP without metadata; None if there is nothing to strip, or it is another format."""
     parts: Iterator[tuple[bytes, bool]]
     if data.startswith(b"\xff\xd8"):
         parts = _jpeg_parts(data)
@@ -76,7 +76,7 @@ def without_metadata(data: bytes) -> bytes | None:
 
 
 def _jpeg_parts(data: bytes) -> Iterator[tuple[bytes, bool]]:
-    """Segments up to the first scan, and whether each is kept; all from there on as one."""
+    """Segments up to the first scan, and whether each is kept; the rest as one part."""
     position = 2
     yield data[:2], True
     while position + 4 <= len(data) and data[position] == 0xFF:

@@ -1,4 +1,4 @@
-"""Parquet files of others, read in small batches within bounds: what a footer declares may be wrong, or made to hurt."""
+"""Untrusted parquet files, read in small batches within limits: a footer may be wrong or malicious."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -15,16 +15,16 @@ from trainer.staging.foreign import shown
 
 _BATCH_ROWS = 256
 _MAX_BATCH_BYTES = 256 << 20
-"""Of a batch of rows; pictures of 1 MB each fill it."""
+"""Size of a batch of rows; pictures of 1 MB each fill it."""
 BROKEN = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
-"""What pyarrow raises on bytes that are no parquet file, by kind of damage."""
+"""What pyarrow raises on invalid parquet files, by kind of damage."""
 
 
 def folded(file: Any) -> pq.ParquetFile:
-    """A parquet file to read batches of: a text or picture that stands in many rows takes memory once, until `read_batches` has counted.
+    """Open a parquet file so that a value repeated in many rows takes memory once, until `read_batches` has counted it.
 
     Args:
-        file: that can seek, or its path; `schema_arrow` has dictionaries in place of texts.
+        file: a seekable file, or its path; `schema_arrow` has dictionaries in place of texts.
     """
     metadata = pq.read_metadata(file)
     columns = [metadata.schema.column(number) for number in range(len(metadata.schema))]
@@ -33,7 +33,7 @@ def folded(file: Any) -> pq.ParquetFile:
 
 
 def read_parquet(data: bytes, source: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows of a small parquet file; none where it lacks one of the columns.
+    """The rows of a small parquet file; none if it lacks one of the columns.
 
     Raises:
         InputError: not a whole parquet file, or one of more than MAX_TABLE_ROWS rows.
@@ -51,7 +51,7 @@ def read_parquet(data: bytes, source: str, columns: Sequence[str]) -> Iterator[d
 
 
 def read_batches(parquet: pq.ParquetFile, source: str | Path, columns: Sequence[str], most: int | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of an open file, a batch of them in memory. InputError if a batch, or all of them, take more than is read."""
+    """The rows of an open file, one batch in memory at a time. InputError if a batch, or all rows, exceed the limit."""
     total = 0
     for batch in parquet.iter_batches(_BATCH_ROWS, columns=list(columns)):
         size = sum(map(_unfolded_bytes, batch.columns))

@@ -1,4 +1,4 @@
-"""plan.json: what will be staged, all that decides the bytes."""
+"""plan.json: everything that determines what will be staged, byte for byte."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,10 +17,10 @@ from trainer.storage.manifest import NAME as MANIFEST
 from trainer.storage.manifest import Files, Kind, from_json
 
 PLAN_VERSION = 2
-_ID_VERSION = 1  # of what a plan id is a hash of
+_ID_VERSION = 1  # version of the content hashed into a plan id
 PAIRS_RULES = 2
-"""Version of what staging makes of pairs; the option `rules` of a plan. It is absent in version 1, until 2026-11-29, in which .txt held
-all captions of a sample, one per line, and .json none. From 2 on .txt is the first caption and .json has the list (FORMAT.md)."""
+"""Version of the rules for staging pairs; the option `rules` of a plan. Version 1 (until 2026-11-29) had no such option: .txt held all
+captions of a sample, one per line, and .json none. From 2 on .txt is the first caption and .json has the list (FORMAT.md)."""
 PLAN = "plan.json"
 PLAN_REJECTS = "rejects/plan.jsonl"
 
@@ -36,14 +36,14 @@ class Plan:
         options: what is done to the samples.
         shard_samples: samples per shard.
         splits: the split of each slice.
-        rows_read: rows of the source, those that became no sample at planning included.
+        rows_read: rows of the source, including those lost at planning.
         lost: rows lost at planning, by cause.
-        bad: those of them that are faults of the data.
-        examples: one of them for each cause.
+        bad: the lost rows whose cause is a fault in the data.
+        examples: one lost row for each cause.
         columns: key of COLUMNS.
         attribution: licence line.
-        judge: of triplets.
-        files: what the planner left beside plan.json, such as rows and its rejects; empty in format 1.
+        judge: who judged the triplets.
+        files: files that the planner wrote beside plan.json, such as rows and its rejects; empty in format 1.
         format_version: of the plan, and of the manifest that seals it.
     """
 
@@ -70,12 +70,12 @@ class Plan:
 
 
 def plan_id(fingerprint: object, options: Mapping[str, Any]) -> str:
-    """Hash over what the source holds and what is done to it, 16 hex digits."""
+    """Hash over the source's contents and the options, 16 hex digits."""
     return canonical_hash({"version": _ID_VERSION, "source": fingerprint, "options": dict(options)})[:16]
 
 
 def pairs_target(root: str, name: str, fingerprint: object, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Folder and options of a pairs data set: by the rules of today, unless one lies there that an older version has begun.
+    """Folder and options of a pairs data set: with today's rules, unless an older version has begun one there.
 
     Args:
         root: store URI under which datasets/ lies.
@@ -96,13 +96,13 @@ def rules_of(options: Mapping[str, Any]) -> int:
 
 
 def refuse(folder: str, uri: str, what: str, rejects: Sequence[Reject]) -> NoReturn:
-    """InputError if too few rows of a source are left: causes, counted, with an example each, and where all are listed.
+    """Refuse a source: an InputError with the causes, counts, an example of each, and the place of the full list.
 
     Args:
         folder: of the data set.
         uri: of the source.
-        what: is wrong.
-        rejects: the rows that were lost; they are left in the data set's folder.
+        what: what is wrong.
+        rejects: the rows that were lost; they are written to the data set's folder.
     """
     if not rejects:
         raise InputError(f"{uri}: {what}")
@@ -112,14 +112,14 @@ def refuse(folder: str, uri: str, what: str, rejects: Sequence[Reject]) -> NoRet
 
 
 def name_causes(counts: Mapping[str, int], examples: Mapping[str, str]) -> str:
-    """Causes with how often each was met and an example."""
+    """Each cause with its count and an example."""
     return "; ".join(f"{count} x {cause} (such as {examples[cause]})" for cause, count in sorted(counts.items()))
 
 
 def write_plan(folder: str, plan: Plan, rejects: Sequence[Reject] = ()) -> Plan:
-    """Leave plan.json in `folder`, and the rows that were lost at planning in rejects/plan.jsonl; the plan as it was written.
+    """Write plan.json to `folder`, and the rows lost at planning to rejects/plan.jsonl; returns the plan as written.
 
-    A plan that lies there already keeps its format, and stays as it is where it says the same.
+    An existing plan keeps its format, and is left as it is if its content is the same.
     """
     if rejects:
         data = encode_rejects(rejects)
@@ -145,7 +145,7 @@ def read_plan(folder: str) -> Plan | None:
 
     Raises:
         InputError: it was written by a newer format.
-        Corrupt: it is no plan, or was damaged or changed by hand.
+        Corrupt: it is not a plan, or was damaged or changed by hand.
     """
     uri = join(folder, PLAN)
     value = read_document(uri, "a plan", PLAN_VERSION, checked_from=2)
@@ -166,7 +166,7 @@ def read_plan(folder: str) -> Plan | None:
 
 
 def _format_there(folder: str, plan: Plan) -> int:
-    """The format of the data set that lies, whole or not, in `folder`; what was begun in format 1 stays in it."""
+    """The format of the data set in `folder`, finished or not; one begun in format 1 stays in it."""
     with suppress(Corrupt):
         there = read_plan(folder) or find_sealed(folder)
         if there is not None:
@@ -178,7 +178,7 @@ def _format_there(folder: str, plan: Plan) -> int:
 
 
 def slices_to_make(folder: str, plan: Plan, numbers: Sequence[int] | None = None) -> Iterator[int]:
-    """Those of the slices (default: all) that are not done, or no longer whole, each as late as it can be said."""
+    """The slices (default: of all) that are not done or no longer whole; each is checked as late as possible."""
     return to_make(
         folder, plan.plan_id, {number: plan.splits[number] for number in (range(len(plan.splits)) if numbers is None else numbers)}
     )

@@ -1,4 +1,4 @@
-"""What lies elsewhere as a file that can seek, read by ranges: for what reads from a file, such as the standard library's zipfile."""
+"""A remote object as a seekable file, read by ranges, for code that needs a file, such as the standard library's zipfile."""
 
 import io
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from trainer.errors import InputError
 
 
 class RangeReader(io.RawIOBase):
-    """An object of `size` bytes, of which `read_range(start, length)` gives a part. Buffer it: each read is a request."""
+    """An object of `size` bytes, read with `read_range(start, length)`. Buffer it: each read is a request."""
 
     def __init__(self, size: int, read_range: Callable[[int, int], bytes | memoryview]) -> None:
         self._size = size
@@ -42,14 +42,14 @@ class RangeReader(io.RawIOBase):
 
 
 class BoundedReader(io.BufferedReader):
-    """A buffered file of which no read is larger than MAX_ARCHIVE_READ_BYTES: a header may ask for any number of bytes."""
+    """A buffered file that refuses reads larger than MAX_ARCHIVE_READ_BYTES: a header may ask for any number of bytes."""
 
     def __init__(self, raw: io.RawIOBase, buffer_bytes: int, source: str) -> None:
         super().__init__(raw, buffer_bytes)
         self._source = source
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read; InputError naming the source where its headers ask for too much at once."""
+        """Read; InputError naming the source if its headers ask for too much at once."""
         to_the_end = size is None or size < 0
         wanted = MAX_ARCHIVE_READ_BYTES + 1 if size is None or to_the_end else size
         data = super().read(wanted) if to_the_end or wanted <= MAX_ARCHIVE_READ_BYTES else b""

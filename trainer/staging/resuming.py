@@ -1,7 +1,7 @@
-"""Whether slices that an earlier run made go on: a data set is never of rows that were read in two ways.
+"""Whether slices made by an earlier run can be reused: one data set never mixes rows that were read in two ways.
 
-A plan keeps a digest of its rows. Where another version of firstsight read the same source differently, or left no digest, each slice
-that is whole is compared with the rows as they are read now; a slice that differs is rebuilt.
+A plan keeps a digest of its rows. If another version of firstsight read the same source differently, or left no digest, each
+complete slice is compared with the rows as they are read now; a slice that differs is rebuilt.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ ROWS = "rows"
 
 
 def rows_digest(slices: Sequence[Sequence[RowT]]) -> str:
-    """Hash over all that rows say but where their pictures lie, 32 hex digits: what is staged may have been moved."""
+    """Hash over the rows without the places of their pictures, which may have been moved; 32 hex digits."""
     digest = hashlib.blake2b(digest_size=16)
     for rows in slices:
         for row in rows:
@@ -37,15 +37,15 @@ def rows_digest(slices: Sequence[Sequence[RowT]]) -> str:
 
 
 def changed_slices(folder: str, plan: Plan, slices: Sequence[Sequence[RowT]], said: Callable[[RowT], Mapping[str, Any]]) -> list[int]:
-    """The whole slices of a data set that is not sealed which say something else than the rows as they are read now.
+    """The complete slices of an unsealed data set that differ from the rows as they are read now.
 
     Args:
-        folder: of the data set.
-        plan: as it is made now.
-        slices: the rows of each.
-        said: what a row's sample says beside its pictures.
+        folder: the data set's folder.
+        plan: today's plan.
+        slices: the rows of each slice.
+        said: returns the metadata of a row's sample.
     """
-    if exists(join(folder, MANIFEST)):  # sealed: a slice that is rebuilt must be the sealed one
+    if exists(join(folder, MANIFEST)):  # sealed: a rebuilt slice must equal the sealed one
         return []
     begun = None
     with suppress(Corrupt):  # then it is written again
@@ -59,7 +59,7 @@ def changed_slices(folder: str, plan: Plan, slices: Sequence[Sequence[RowT]], sa
 
 
 def make_again(folder: str, numbers: Sequence[int]) -> None:
-    """Invalidate slices; whoever makes the data set rebuilds them."""
+    """Invalidate slices, so that they are rebuilt."""
     for number in numbers:
         open_store(folder).delete(join(folder, record_name(number)))
     if numbers:

@@ -1,4 +1,4 @@
-"""Rows of a source, before any picture is opened: what a sample is called, where its bytes lie, which split it is in."""
+"""Rows of a source, before any picture is opened: a sample's name, the place of its bytes, and its split."""
 
 import hashlib
 import re
@@ -17,7 +17,7 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """Bytes of a source: a whole object, or (size >= 0) a range of one. `length`: of a whole object, where a listing told it."""
+    """Bytes of a source: a whole object, or (size >= 0) a range of one. `length`: size of a whole object, if a listing gave it."""
 
     uri: str
     offset: int = 0
@@ -25,7 +25,7 @@ class Blob:
     length: int = -1
 
     def read(self) -> bytes:
-        """The bytes. A source has no checksums: what the store and the way to it allow is compared."""
+        """The bytes. A source has no checksums, so they are verified only as far as the store allows."""
         store = open_store(self.uri)
         return store.get(self.uri) if self.size < 0 else store.get_unsealed(self.uri, self.offset, self.size)
 
@@ -59,18 +59,18 @@ class TripletRow:
 
     Attributes:
         key: unique in the data set.
-        where: for people.
+        where: name in the source, for people.
         ref: the reference's bytes.
         left: variant 0.
         right: variant 1.
-        left_vote: votes (or part of them) for variant 0.
-        right_vote: for variant 1.
+        left_vote: votes (or fraction of them) for variant 0.
+        right_vote: the same for variant 1.
         votes: how many people voted; 1 if a model judged.
         split: train, val or test.
         is_imagenet: whether the reference is of an ImageNet class.
         prompt: what NIGHTS' variants were generated from.
         reference: the same for all triplets of one reference picture; empty: the row's own.
-        flip: FLIP distance of each variant from the reference, where the source has it.
+        flip: FLIP distance of each variant from the reference, if the source has it.
     """
 
     key: str
@@ -98,7 +98,7 @@ class Reject:
     counts: bool = True
 
     def __post_init__(self) -> None:
-        """What is said of a URL can be read by all who read the data set: no signature is in it."""
+        """Remove signatures from URLs, since every reader of the data set can read a reject."""
         object.__setattr__(self, "detail", without_signatures(self.detail))
 
 
@@ -109,7 +109,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 def safe_key(name: str) -> str:
     """A name as a tar key: webdataset cuts keys at the first dot and ustar names end at 100 bytes.
 
-    A name that has to be changed carries a hash of the original, so unlike names stay unlike.
+    A changed name ends in a hash of the original, so different names stay different.
     """
     safe = _UNSAFE.sub("-", name)[:60].strip("-")
     return safe if safe == name else f"{safe}-{_digest(name)[:8]}"
@@ -123,9 +123,9 @@ def check_split(split: str, where: str) -> str:
 
 
 def assign_splits(rows: Sequence[PairRow], heldout_fraction: float) -> list[PairRow]:
-    """Give every row a split. A source that names splits is obeyed; else families are held out, some of every label.
+    """Give every row a split: the source's own, otherwise families of every label are held out.
 
-    A source that names train and val, but no test, has its val reported on: it becomes test.
+    If a source has train and val but no test, its val becomes test.
 
     Args:
         rows: any order; the result does not depend on it.
@@ -146,7 +146,7 @@ def assign_splits(rows: Sequence[PairRow], heldout_fraction: float) -> list[Pair
         by_label[min(row.label for row in members)].append(family)
     heldout: set[str] = set()
     wanted, taken = 0.0, 0
-    for label in sorted(by_label):  # the quota carries over, so that many small classes give their share as well
+    for label in sorted(by_label):  # the quota carries over, so that small classes contribute too
         wanted += heldout_fraction * sum(len(families[name]) for name in by_label[label])
         for name in sorted(by_label[label], key=lambda name: _digest(f"split {name}")):
             if taken + len(families[name]) / 2 <= wanted and len(heldout) < len(families) - 1:

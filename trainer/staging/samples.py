@@ -160,7 +160,7 @@ def captions_of(text: bytes, facts: Mapping[str, Any]) -> list[str]:
 
 
 def said_by(members: Sequence[bytes]) -> dict[str, Any]:
-    """The metadata of a staged pair or triplet, in the form of its maker's `said`. `members`: the members listed in its index."""
+    """The metadata of a staged pair or triplet, as its maker's `said` returns it. `members`: the members listed in its index."""
     facts: dict[str, Any] = {name: value for name, value in json.loads(members[-1]).items() if name not in _OF_PICTURES}
     return facts if len(members) > 3 else {**facts, _TEXT: members[1].decode()}
 

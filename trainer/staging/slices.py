@@ -1,9 +1,9 @@
 """Which of several attempts at a slice counts, and whether what it wrote is complete.
 
-Whoever makes a slice writes below `attempts/<random>/`. Then `slices/slice-<i>.json` is created, which only one can do: it names
-the chosen attempt's shards, index files and rejects by checksum. They are then copied to their published names, by whoever made
-them, or by anyone who finds a record whose objects are missing: the record says what they contain, not where they lie. Losing
-attempts are removed by their processes, or by sealing if those were killed. Attempts never mix, wherever one is killed.
+A process that makes a slice writes below `attempts/<random>/`. It then creates `slices/slice-<i>.json`, in which only one process
+can succeed: this record lists the chosen attempt's shards, index files and rejects by checksum. The files are then copied to their
+published names by their maker, or by any process that finds a record whose files are missing: the checksum identifies them,
+wherever they are. Losing attempts are removed by their processes, or by sealing if those were killed. Attempts never mix.
 """
 
 import hashlib
@@ -33,18 +33,18 @@ RECORD_WITHOUT_NOTES = 2
 
 @dataclass(frozen=True, kw_only=True)
 class SliceRecord:
-    """What a finished slice holds.
+    """The record of a finished slice.
 
     Attributes:
-        plan_id: of the plan it belongs to.
-        split: of all its samples.
-        shards: in order.
+        plan_id: plan it belongs to.
+        split: split of all its samples.
+        shards: its shards, in order.
         lost: rows that did not become a sample, by cause.
-        bad: those of them that are faults of the data.
+        bad: the lost rows whose cause is a fault in the data.
         examples: one row for each cause.
-        rejects: size and sha256 of the list of these rows; empty if there are none, and in format 1.
-        notes: samples from which something was dropped, such as unreadable EXIF, by what it was.
-        format_version: of the record.
+        rejects: size and sha256 of the list of lost rows; empty if there are none, and in format 1.
+        notes: counts of samples from which something was dropped, by what was dropped, such as unreadable EXIF.
+        format_version: version of the record.
         stored: size and sha256 of the record as it was read.
     """
 
@@ -65,13 +65,13 @@ class SliceRecord:
         return {key: value for key, value in asdict(self).items() if key not in left_out}
 
     def files(self, number: int) -> Files:
-        """All the files of the slice of which the record has a checksum."""
+        """All files of the slice for which the record has a checksum."""
         rejects = {rejects_name(number): self.rejects} if self.rejects else {}
         return {name: sealed for files in (*(shard.files for shard in self.shards), rejects) for name, sealed in files.items()}
 
 
 def record_name(number: int) -> str:
-    """The object that says that a slice is done, relative to the data set's folder."""
+    """The record of a finished slice, relative to the data set's folder."""
     return f"slices/slice-{number:05d}.json"
 
 
@@ -141,7 +141,7 @@ def sealed_shards(manifest: Manifest, number: int) -> list[Shard]:
 
 
 def _are_sealed(shards: Sequence[Shard], number: int, manifest: Manifest) -> bool:
-    """Whether a slice's shards are those that the manifest names, as far as its format says."""
+    """Whether a slice's shards are those in the manifest, as far as its format can tell."""
     sealed = [asdict(shard) for shard in sealed_shards(manifest, number)]
     found = [asdict(shard) for shard in shards]
     if manifest.format_version == 1:
@@ -158,15 +158,15 @@ def find_sealed(folder: str) -> Manifest | None:
 
 
 def find_whole(folder: str, plan_id: str, splits: Mapping[int, str]) -> tuple[dict[int, SliceRecord], dict[int, str]]:
-    """Look at slices, and publish what the chosen attempts made and nobody published yet.
+    """Check slices, and publish files of chosen attempts that are not published yet.
 
     Args:
-        folder: of the data set.
-        plan_id: of its plan.
-        splits: number -> split of the slices to look at.
+        folder: the data set's folder.
+        plan_id: id of its plan.
+        splits: number -> split of the slices to check.
 
     Returns:
-        The records of those that are complete; for the others the reason, which is empty if a slice was not made yet.
+        The records of complete slices; for the others the reason, which is empty if a slice was not made yet.
     """
     manifest = find_sealed(folder)
     records: dict[int, SliceRecord] = {}
@@ -198,7 +198,7 @@ def find_whole(folder: str, plan_id: str, splits: Mapping[int, str]) -> tuple[di
 
 
 def _damaged_in_format_1(folder: str, number: int, record: SliceRecord) -> str:
-    """What is wrong with the files that a record of format 1 has no checksum of."""
+    """What is wrong with the files for which a record of format 1 has no checksum."""
     try:
         for shard in record.shards:
             if not shard.index_sha256:
@@ -211,7 +211,7 @@ def _damaged_in_format_1(folder: str, number: int, record: SliceRecord) -> str:
 
 
 def _publish_found(folder: str, files: Files) -> None:
-    """Copy to their published names those of the files that lie in an attempt, whosever it is: the checksum tells which."""
+    """Copy files found in any attempt to their published names; the checksum identifies them."""
     store = open_store(folder)
     prefix = join(folder, ATTEMPTS) + "/"
     for info in store.list(prefix):
@@ -232,18 +232,18 @@ def to_make(folder: str, plan_id: str, splits: Mapping[int, str]) -> Iterator[in
         if not unfit[number] and open_store(folder).head(join(folder, record_name(number))) is None:
             yield number
             continue
-        _, now = find_whole(folder, plan_id, {number: splits[number]})  # somebody else may have made it meanwhile
+        _, now = find_whole(folder, plan_id, {number: splits[number]})  # another process may have made it meanwhile
         if number in now:
             print(f"{now[number]}: slice {number} is being rebuilt", file=sys.stderr)
             yield number
 
 
 class Attempt:
-    """One try at a slice, in a folder of its own.
+    """One try at a slice, in its own folder.
 
     Attributes:
         folder: where it is written.
-        may_count: whether a record may name files of this attempt that are not all published: then it must not be dropped.
+        may_count: whether a record may list files of this attempt that are not all published; if so, it must not be dropped.
     """
 
     def __init__(self, folder: str, number: int) -> None:
@@ -265,7 +265,7 @@ class Attempt:
         """Publish this attempt if it is the chosen one, else make sure that the chosen one is published; then drop this one.
 
         Raises:
-            RunError: the data set is sealed with other bytes, or those of the chosen attempt are gone.
+            RunError: the data set is sealed with different bytes, or the chosen attempt's files are gone.
         """
         manifest = find_sealed(self._target)
         fits, files = manifest is None or _are_sealed(record.shards, self._number, manifest), record.files(self._number)
@@ -305,9 +305,9 @@ class Attempt:
             return None
 
     def _publish(self, record: SliceRecord) -> dict[str, str]:
-        """Copy all files to their published names; return what the content of each is known by, or nothing if a sealer has swept them.
+        """Copy all files to their published names; return a content identifier for each, or nothing if a sealer has removed them.
 
-        Another attempt, chosen before, may still be publishing under the same names: what lies there in the end may be its files.
+        Another attempt, chosen before, may still be publishing under the same names, so the final files may be its own.
         """
         published = {}
         try:
@@ -321,14 +321,14 @@ class Attempt:
 
 
 def _content_of(stamp: str) -> str:
-    """What of a stamp a copy has too: the inode of a link, the ETag of an object."""
+    """The part of a stamp that a copy shares: the inode of a link, the ETag of an object."""
     return stamp.partition("-")[0]
 
 
 def sweep(folder: str, manifest: Manifest) -> None:
-    """Remove what attempts left in a sealed data set.
+    """Remove the attempts' files from a sealed data set.
 
-    A live attempt may be among them: it can only lose now, and will find what it would have published already there.
+    A live attempt may be among them: it can only lose now, and will find its files already published.
     """
     store = open_store(folder)
     kept = {*manifest.all_files, *(shard.index_name for shard in manifest.shards)}

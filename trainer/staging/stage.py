@@ -1,7 +1,7 @@
-"""`python -m trainer stage pairs|triplets`: a source becomes a sealed data set of shards, once.
+"""`python -m trainer stage pairs|triplets`: turn a source into a sealed data set of shards, once.
 
-Plan (list rows, split, permute, cut into slices), make each slice, seal. The folder's name is a hash over what the
-source holds and what is done to it, so a sealed data set is found again and used as it is.
+Plan (list rows, split, permute, cut into slices), make each slice, seal. The folder's name is a hash over the source's
+contents and the options, so a sealed data set is found again and reused.
 """
 
 import re
@@ -51,7 +51,7 @@ from trainer.storage.scratch import temporary_folder
 
 DEMO = "demo"
 Looks = dict[str, "array[int]"]
-"""Split -> looks of its pictures (images.look_of)."""
+"""Split -> perceptual hashes of its pictures (images.look_of)."""
 _SLICE_SHARDS = 16
 _THREADS = 4  # PIL releases the GIL while it decodes, resizes and encodes
 _AHEAD = 64  # samples prepared beyond the one being written: bounds memory
@@ -62,12 +62,12 @@ class _Source:
     """A source whose rows are not read yet. `files` is empty for the demo, which is made when it is needed.
 
     Attributes:
-        name: of its data sets, without what they are of.
-        uri: of the folder.
-        fingerprint: of its contents.
-        files: in it.
-        lost: what lies in it and cannot be read as a file.
-        list_name: the list in it that was given as the source; empty if the folder was.
+        name: base name of its data sets, without `-pairs` or `-triplets`.
+        uri: URI of the folder.
+        fingerprint: hash of its contents.
+        files: its files.
+        lost: entries that cannot be read as files.
+        list_name: the list in it that was given as the source; empty if the folder was given.
     """
 
     name: str
@@ -79,14 +79,14 @@ class _Source:
 
 
 def stage_pairs(*, root: str, source: str, recipe: Recipe, max_reject_fraction: float, for_stages: Sequence[str] = ()) -> tuple[str, str]:
-    """Stage image-text pairs, and with them the evaluation sets of their held-out part.
+    """Stage image-text pairs, and the evaluation sets made from their held-out part.
 
     Args:
         root: store URI under which datasets/ lies.
         source: `demo`, or the URI of a folder of pictures, of one with captions.csv, or of WebDataset tars.
-        recipe: its staging section decides the bytes.
-        max_reject_fraction: more bad samples than this part stop staging.
-        for_stages: that will train on them: a source that does not fill one of their batches is refused before a picture is read.
+        recipe: its staging section determines the bytes.
+        max_reject_fraction: a larger fraction of bad samples stops staging.
+        for_stages: stages that will train on them: a source that does not fill one batch is refused before a picture is read.
 
     Returns:
         The data set's folder and its identity.
@@ -104,7 +104,7 @@ def stage_pairs(*, root: str, source: str, recipe: Recipe, max_reject_fraction: 
         rows, twins = _require_pairs(found, source_rows, recipe, options, for_stages, _Refusal(source, target, max_reject_fraction))
         plan, slices = _plan("pairs", name, found, options, source_rows, rows, settings.shard_samples)
         changed = changed_slices(target, plan, slices, PairMaker("", rules=rules_of(options)).said)
-        if changed and rules_of(options) < PAIRS_RULES:  # what an older version has begun is left
+        if changed and rules_of(options) < PAIRS_RULES:  # leave a data set that an older version has begun
             options, changed = {**options, "rules": PAIRS_RULES}, []
             target = layout.dataset(root, name, plan_id(found.fingerprint, options))
             rows, twins = split_pairs(source_rows.rows, settings.heldout_fraction, _keeps_twins(found, options))
@@ -135,10 +135,10 @@ def stage_triplets(
     Args:
         root: store URI under which datasets/ lies.
         source: `demo`, or the URI of a folder in NIGHTS layout.
-        recipe: its staging section and perceptual.min_votes decide the bytes.
-        max_reject_fraction: more bad triplets than this part stop staging.
+        recipe: its staging section and perceptual.min_votes determine the bytes.
+        max_reject_fraction: a larger fraction of bad triplets stops staging.
         from_pairs: a pairs source to make triplets from; `source` is then not read.
-        for_stages: that will train on them, or on the pairs: a source that does not fill one of their batches is refused before
+        for_stages: stages that will train on them, or on the pairs: a source that does not fill one batch is refused before
             FLIP judges.
 
     Returns:
@@ -189,7 +189,7 @@ def stage_triplets(
 
 
 def _find(source: str, root: str) -> _Source:
-    """Look what the source is and whether it changed, without reading its rows."""
+    """Identify a source and its fingerprint, without reading its rows."""
     if source == DEMO:
         return _Source(name=DEMO, uri=DEMO, fingerprint=demo.fingerprint(), files=[])
     uri, lost, list_name = absolute(source), list[Reject](), ""
@@ -206,7 +206,7 @@ def _find(source: str, root: str) -> _Source:
 
 
 def _read_pairs(found: _Source, demo_side: int, stack: ExitStack) -> Rows[PairRow]:
-    """The rows of a pairs source, of whatever sort it is."""
+    """The rows of a pairs source of any layout."""
     if found.uri == DEMO:
         made = str(stack.enter_context(temporary_folder("demo")))
         demo.write_folder(made, demo_side)
@@ -234,12 +234,12 @@ def _read_triplets(found: _Source, min_votes: int) -> Rows[TripletRow]:
 
 
 def _keeps_twins(found: _Source, options: Mapping[str, Any]) -> bool:
-    """Whether twins share a split: by the rules from 2 on. The demo's families are its own, and its pictures' twins are among them."""
+    """Whether twins share a split: with rules 2 and later, except for the demo, whose own families include its twins."""
     return rules_of(options) > 1 and found.uri != DEMO
 
 
 def _pairs_folder(found: _Source, root: str, settings: StagingConfig) -> tuple[str, dict[str, Any]]:
-    """Where the pairs of a source are staged, and with which options."""
+    """The folder in which a source's pairs are staged, and their options."""
     options = {
         "context_length": CONTEXT_LENGTH, "heldout_fraction": settings.heldout_fraction, "image_policy": settings.image_policy,
         "shard_samples": settings.shard_samples, **({"demo_side": settings.demo_side} if found.uri == DEMO else {}),
@@ -250,14 +250,14 @@ def _pairs_folder(found: _Source, root: str, settings: StagingConfig) -> tuple[s
 
 @dataclass(frozen=True)
 class _Refusal:
-    """How a source is refused: its name as it was given, the folder where what is bad is listed, the part of it that is allowed."""
+    """How to refuse a source: its name as given, the folder for the list of rejects, the allowed fraction of bad samples."""
 
     source: str
     folder: str
     max_reject_fraction: float
 
     def check(self, usable: int, rejects: list[Reject]) -> None:
-        """Stop where too much of the source is bad already, however good the rest is."""
+        """Raise if too much of the source is already bad, however good the rest is."""
         best = Account(shards=[], written=usable, files={}, **tally(rejects))
         try:
             check_rejects(self.folder, self.source, best, self.max_reject_fraction)
@@ -269,7 +269,7 @@ class _Refusal:
 def _require_pairs(
     found: _Source, pairs: Rows[PairRow], recipe: Recipe, options: Mapping[str, Any], for_stages: Sequence[str], refusal: _Refusal
 ) -> tuple[list[PairRow], dict[str, int]]:
-    """The pairs, each with its split, and what was found of twins; InputError, before a picture is read, where they cannot be staged."""
+    """The pairs with their splits, and the counts of twins; InputError, before a picture is read, if they cannot be staged."""
     rows, twins = split_pairs(pairs.rows, recipe.staging.heldout_fraction, _keeps_twins(found, options))
     if not any(row.split == "train" for row in rows):
         refuse(refusal.folder, refusal.source, f"no picture is left for training ({len(rows)} usable)", pairs.rejects)
@@ -281,9 +281,9 @@ def _require_pairs(
 def _generate(
     found: _Source, recipe: Recipe, options: Mapping[str, Any], stack: ExitStack, for_stages: Sequence[str], refusal: _Refusal
 ) -> Rows[TripletRow]:
-    """Triplets made from pairs, through a folder in NIGHTS layout, so that there is one way in.
+    """Triplets made from pairs, written as a folder in NIGHTS layout so that they are staged like any other.
 
-    Pairs that would be refused have no triplets judged, nor any more when FLIP meets too many pictures that cannot be read.
+    Pairs that would be refused are refused before FLIP judges, and also as soon as too many pictures turn out to be unreadable.
     """
     pairs = _read_pairs(found, recipe.staging.demo_side, stack)
     pictures, _ = _require_pairs(found, pairs, recipe, options, for_stages, refusal)
@@ -326,9 +326,9 @@ def _write(
     target: str, plan: Plan, slices: list[list[RowT]], rejects: list[Reject], make: Callable[[RowT], Sample | Reject], unit: str,
     looks: Looks | None = None,
 ) -> Plan:  # fmt: skip
-    """Make the slices that are not whole; returns the plan as it was written.
+    """Make the incomplete slices; returns the plan as written.
 
-    `looks` gets the look of every picture by split, those of slices that are whole included: what is sealed must be the same.
+    `looks` receives every picture's perceptual hash by split, also for complete slices: the sealed facts must be the same.
     """
     plan = write_plan(target, plan, rejects)
     tokenize = Tokenizer()
@@ -373,7 +373,7 @@ def _in_threads(make: Callable[[RowT], Sample | Reject], rows: Sequence[RowT]) -
 
 
 def _check(target: str, plan: Plan, account: Account, max_reject_fraction: float) -> None:
-    """Stop where too much was bad; say what was left out where it was little."""
+    """Raise if too many samples were bad; otherwise report what was left out."""
     check_rejects(target, plan.source["uri"], account, max_reject_fraction)
     if account.lost or account.notes:
         rows = {"read": plan.rows_read, "written": account.written, "lost": account.lost, "notes": account.notes}

@@ -1,4 +1,4 @@
-"""Captions as CLIP's token ids, once, at staging: the ids of open_clip's SimpleTokenizer, with a cache of words before it."""
+"""Tokenise captions once, at staging: the ids of open_clip's SimpleTokenizer, with a cache of words."""
 
 import functools
 import importlib.util
@@ -9,28 +9,28 @@ from pathlib import Path
 from typing import Any
 
 CONTEXT_LENGTH = 77
-_MAX_CACHED_WORDS = 500_000  # bounds memory: the vocabulary of a web-scale corpus has no end
+_MAX_CACHED_WORDS = 500_000  # bounds memory: a web-scale vocabulary is unlimited
 _MAX_WORD_CHARS = 2048
-"""A word is cut there: pairing its letters takes a time that grows with their square, and 75 tokens hold far fewer."""
+"""Words are truncated to this length: BPE takes time quadratic in it, and 75 tokens cover far less."""
 _UNTOUCHED = re.compile(r"[\t\n\x20-\x25\x27-\x7e]*")
-"""ASCII without `&` and control characters: ftfy and html.unescape, the slow part of cleaning, leave it as it is."""
+"""ASCII without `&` and control characters: ftfy and html.unescape, the slow part of cleaning, would not change it."""
 
 
 class Tokenizer:
-    """SimpleTokenizer's ids, exactly (tests/staging/test_tokens.py), several times as fast. Loaded when the first caption comes."""
+    """Exactly SimpleTokenizer's ids (tests/staging/test_tokens.py), several times as fast. Loaded on first use."""
 
     def __init__(self) -> None:
         self._words: dict[str, tuple[int, ...]] = {}
 
     def __call__(self, captions: Sequence[str]) -> list[list[int]]:
-        """Ids of each caption with start and end, cut to CONTEXT_LENGTH with the end last, unpadded."""
+        """Ids of each caption with start and end tokens, truncated to CONTEXT_LENGTH keeping the end token, unpadded."""
         encoder = _simple_tokenizer()
         start, end = encoder.sot_token_id, encoder.eot_token_id
         most = CONTEXT_LENGTH - 2
         return [[start, *self._encode(caption, most)[:most], end] for caption in captions]
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The words that ids stand for; start, all from the first end on, and what is no id of CLIP's are left out."""
+        """Decode ids, without the start token, everything from the first end token on, and invalid ids."""
         encoder = _simple_tokenizer()
         ids = [token for token in tokens if 0 <= token < len(encoder.decoder)]
         ids = ids[ids.index(encoder.sot_token_id) + 1 :] if encoder.sot_token_id in ids else ids
@@ -38,12 +38,12 @@ class Tokenizer:
         return str(encoder.decode(ids))
 
     def text_of_words(self, text: str) -> str:
-        """The same of ids in words, separated by blanks; empty if one of them is no number."""
+        """Decode ids given as text, separated by spaces; empty if one of them is not a number."""
         words = text.split()
         return self.text([int(word) for word in words]) if all(word.isdecimal() and len(word) <= 9 for word in words) else ""
 
     def clean(self, caption: str) -> str:
-        """The caption as it is read: entities, broken encodings, blanks and case are made one."""
+        """The caption as the tokenizer reads it: entities, broken encodings, white space and case normalised."""
         return " ".join(caption.split()).lower() if _UNTOUCHED.fullmatch(caption) else str(_simple_tokenizer().clean_fn(caption))
 
     def _encode(self, caption: str, most: int = sys.maxsize) -> list[int]:
@@ -73,7 +73,7 @@ class Tokenizer:
 
 @functools.cache
 def _simple_tokenizer() -> Any:
-    """SimpleTokenizer, from its file alone: `import open_clip` would import every model it has, for seconds."""
+    """SimpleTokenizer, loaded from its file alone: `import open_clip` would spend seconds importing every model."""
     package = importlib.util.find_spec("open_clip")
     if package is None or package.origin is None:
         raise ModuleNotFoundError("open_clip_torch is not installed: captions cannot become tokens")

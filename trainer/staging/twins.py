@@ -1,8 +1,8 @@
-"""Pictures of a source that nobody can tell apart: by a caption that reads the same, or by equal bytes. They share a split.
+"""Twins: pictures of a source with the same normalised caption, or with equal bytes. They share a split.
 
-Held out beside its twin in training, such a picture measures memory. Only pictures of equal size are read to compare their bytes. A
-perceptual hash, made where pictures are decoded anyway, finds copies that were scaled or encoded again: too vague to act on, so
-they are counted.
+A held-out picture whose twin is in training would measure memorisation. Only pictures of equal size are read to compare their bytes.
+A perceptual hash, computed when pictures are decoded anyway, finds copies that were scaled or re-encoded; it is too imprecise to act
+on, so these are only counted.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ class Twins:
     """The twins among the rows of a source.
 
     Args:
-        rows: all of them; those of equal size are read.
+        rows: all rows; pictures of equal size are read.
     """
 
     def __init__(self, rows: Sequence[PairRow]) -> None:
@@ -38,7 +38,7 @@ class Twins:
         self.by_bytes = _same_bytes(rows)
 
     def joined(self) -> list[PairRow]:
-        """The rows, those that hang together by captions, bytes or the family that the source names with one family."""
+        """The rows, with one family for all rows connected by captions, bytes or the source's own families."""
         parent = list(range(len(self._rows)))
 
         def root(row: int) -> int:
@@ -72,8 +72,8 @@ class Twins:
             rows: the same rows in the same order, each with its split.
 
         Returns:
-            Pictures that share a caption, that are identical to another; test pictures, those of them that share a caption with a
-            training picture (`test_captions`) or are identical to one; labels that no training picture has.
+            Counts of pictures that share a caption or are identical to another, of test pictures, of those that share a caption
+            with a training picture (`test_captions`) or are identical to one, and of labels that no training picture has.
         """
         train = np.array([row.split == "train" for row in rows], bool)
         test = np.array([row.split == "test" for row in rows], bool)
@@ -90,12 +90,12 @@ def split_pairs(rows: Sequence[PairRow], heldout_fraction: float, keep_twins: bo
     """Give every row a split.
 
     Args:
-        rows: of a source.
+        rows: a source's rows.
         heldout_fraction: see `assign_splits`.
-        keep_twins: whether twins share a split. Where all pictures hang together, so that none could be held out, they do not.
+        keep_twins: whether twins share a split. Ignored if all pictures are connected, so that none could be held out.
 
     Returns:
-        The rows, and what was found of twins; nothing if nobody looked.
+        The rows, and the counts of twins; empty if twins were not searched for.
     """
     if not keep_twins:
         return assign_splits(rows, heldout_fraction), {}
@@ -116,7 +116,7 @@ def count_look_alikes(train: Sequence[int], test: Sequence[int]) -> int:
 
 
 def _same_captions(rows: Sequence[PairRow]) -> Groups:
-    """Rows by each caption that several of them have, as the tokenizer reads it."""
+    """Rows grouped by shared caption, normalised as the tokenizer reads it."""
     clean = Tokenizer().clean
     keys, owners = array("Q"), array("q")
     for number, row in enumerate(rows):
@@ -128,7 +128,7 @@ def _same_captions(rows: Sequence[PairRow]) -> Groups:
 
 
 def _same_bytes(rows: Sequence[PairRow]) -> Groups:
-    """Rows by bytes that several of them have."""
+    """Rows grouped by equal bytes."""
     sizes = np.array([max(row.image.size, row.image.length) for row in rows], np.int64)
     values, counts = np.unique(sizes, return_counts=True)
     several = np.flatnonzero(np.isin(sizes, values[(counts > 1) | (values < 0)]))
@@ -140,7 +140,7 @@ def _same_bytes(rows: Sequence[PairRow]) -> Groups:
 
 
 def _digests(rows: Sequence[PairRow], numbers: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Number and digest of each of these rows' pictures; of one that cannot be read nothing: staging will say why."""
+    """Number and digest of each of these rows' pictures; an unreadable one is skipped, since staging will report it."""
     with ThreadPoolExecutor(_THREADS) as pool:
         for start in range(0, len(numbers), _AT_ONCE):
             check_stop()
@@ -151,7 +151,7 @@ def _digests(rows: Sequence[PairRow], numbers: NDArray[np.int64]) -> Iterator[tu
 
 
 def _groups(keys: NDArray[np.uint64], owners: NDArray[np.int64]) -> Groups:
-    """Owners by each key that more than one of them has."""
+    """Owners grouped by each key that several of them have."""
     order = np.argsort(keys, kind="stable")
     starts = np.flatnonzero(np.diff(keys[order], prepend=keys[order][:1] + np.uint64(1))) if len(keys) else np.empty(0, np.int64)
     groups: Any = np.split(owners[order], starts[1:]) if len(starts) else []

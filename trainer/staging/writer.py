@@ -1,9 +1,9 @@
 """Slices of shards: plain tar files that `webdataset` reads, each with a sidecar index, and the seal over all of them.
 
 A *slice* is a run of rows of one split that one process makes, alone or as one index of an Indexed Job. It uploads its
-shards as an attempt, and the record `slices/slice-<i>.json` makes one attempt count (slices.py); `gather` checks that every slice
-of the plan is whole, and `seal` writes the manifest. All bytes are a function of plan and source: a run
-that was killed at any point and is started again writes the same ones.
+shards as an attempt, and the record `slices/slice-<i>.json` chooses one attempt (slices.py); `gather` checks that every slice
+of the plan is complete, and `seal` writes the manifest. All bytes are a function of plan and source: a run
+that is killed at any point and restarted writes the same bytes.
 
     plan = Plan(...); write_plan(folder, plan)                        # once
     for number in slices_to_make(folder, plan):                       # anywhere, by any number of processes
@@ -56,7 +56,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "zeroshot_multilabel": ("image", "npy"),
     "zeroshot_retrieval": ("image", "txt"),
 }
-"""The index columns of each sort of data set. A column is logical: `image` is `.jpg` or `.png` in the tar."""
+"""The index columns of each kind of data set. A column is logical: `image` is `.jpg` or `.png` in the tar."""
 
 
 class SliceWriter:
@@ -83,7 +83,7 @@ class SliceWriter:
             key: unique in the data set.
             members: for each column its suffix in the tar (without the first dot) and its bytes.
             captions: token ids of each caption.
-            note: what was dropped from it, such as unreadable EXIF, in a few words; samples are counted by note.
+            note: a short phrase for what was dropped from it, such as unreadable EXIF; samples are counted by note.
         """
         if note:
             self._notes[note] += 1
@@ -99,14 +99,14 @@ class SliceWriter:
         self._rejects.append(reject)
 
     def adopt(self, shard: Shard, folder: str) -> None:
-        """Take a whole shard of another data set, with its index; they must have been checked."""
+        """Add a complete shard of another data set, with its index; both must have been checked."""
         for name in (shard.name, shard.index_name):
             open_store(folder).copy(join(folder, name), join(self._attempt.folder, name))
         index = describe(read_bytes(join(folder, shard.index_name)))
         self._shards.append(dataclasses.replace(shard, index_size=index["size"], index_sha256=index["sha256"]))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        """Upload the last shard, and make this the attempt that counts, unless another one already does."""
+        """Upload the last shard, and make this attempt the chosen one, unless another already is."""
         try:
             if error is None:
                 self._close_shard()
@@ -126,7 +126,7 @@ class SliceWriter:
             self._give_up()
 
     def _give_up(self) -> None:
-        """Leave nothing that cannot count; what cannot be removed now is removed when the data set is sealed."""
+        """Remove this attempt's files; what cannot be removed now is removed when the data set is sealed."""
         if self._open is not None:
             self._open.discard()
         if not self._attempt.may_count:
@@ -237,11 +237,11 @@ class Account:
     Attributes:
         shards: of all slices, in order.
         written: samples in them.
-        lost: rows that became no sample, by cause.
-        bad: those of the lost rows whose cause is a fault in the data.
+        lost: rows that did not become a sample, by cause.
+        bad: the lost rows whose cause is a fault in the data.
         examples: one row for each cause.
         files: the slices' records and rejects.
-        notes: samples of which something was set aside, by what it was.
+        notes: counts of samples from which something was dropped, by what was dropped.
     """
 
     shards: list[Shard]
@@ -254,7 +254,7 @@ class Account:
 
 
 def gather(folder: str, plan: Plan) -> Account:
-    """Add up the records of all slices, each of which must be whole. RunError naming those that are not done, or damaged."""
+    """Add up the records of all slices, which must be complete. RunError names those that are not done, or damaged."""
     records, unfit = find_whole(folder, plan.plan_id, dict(enumerate(plan.splits)))
     if unfit:
         named = ", ".join(map(str, list(unfit)[:20]))
@@ -277,7 +277,7 @@ def gather(folder: str, plan: Plan) -> Account:
 
 
 def check_rejects(folder: str, source: str, account: Account, max_reject_fraction: float) -> None:
-    """InputError, with the causes counted, where more samples of a source are bad than is allowed; `folder` is the data set's."""
+    """InputError, with the causes counted, if more samples of a source are bad than allowed; `folder` is the data set's."""
     num_bad = sum(account.bad.values())
     causes = "; ".join(f"{count} x {cause} (such as {account.examples[cause]})" for cause, count in sorted(account.bad.items()))
     candidates = account.written + num_bad
@@ -305,7 +305,7 @@ def seal(
         account: what became of its rows; all its slices are whole.
         evaluation: evaluation sets staged with it.
         facts: see Manifest.
-        files: further files that belong to it.
+        files: further files of the data set.
     """
     old = plan.format_version == 1
     manifest = Manifest(

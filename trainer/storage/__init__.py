@@ -1,6 +1,6 @@
 """Objects by URI: `file://` (or a plain path) and `s3://`, behind one protocol. Never imports torch.
 
-`open_store(uri)` gives the store that serves a URI; `base` holds the protocol and the small helpers
+`open_store(uri)` returns the store for a URI; `base` contains the protocol and the small helpers
 that all modules here use; `layout` says where objects are under one root; `index`, `manifest` and
 `committed` encode and decode them.
 """

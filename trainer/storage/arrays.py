@@ -1,6 +1,6 @@
-"""Arrays as numpy writes them (.npy, .npz), read within bounds: bytes from a store may be damaged, or made to hurt.
+"""Read numpy's .npy and .npz files within limits: bytes from a store may be damaged or malicious.
 
-numpy's own reader takes a header at its word: it evaluates it, and allocates what the shape says. Here a header counts only if
+numpy's own reader trusts a header: it evaluates it, and allocates what the shape says. Here a header is accepted only if
 it is literally what numpy writes for numbers and text, and only if it describes exactly the bytes that follow.
 """
 
@@ -22,9 +22,9 @@ from trainer.storage.base import open_store
 from trainer.storage.protocol import PIECE_BYTES
 
 MAX_PACKED_BYTES = 64 << 20
-"""Of an archive: outcomes of a million items fit."""
+"""Size of an archive: outcomes of a million items fit."""
 MAX_BYTES = 128 << 20
-"""Of the arrays that are taken from an archive at once."""
+"""Total size of the arrays read from an archive at once."""
 _MAX_MEMBERS = 256
 _SHAPE = rb"\((|[0-9]{1,15},|[0-9]{1,15}(?:, [0-9]{1,15}){1,63})\)"  # NumPy's arrays have up to 64 sides
 _HEADER = re.compile(rb"\{'descr': '([<>|=][biufSU][0-9]{1,9})', 'fortran_order': (False|True), 'shape': " + _SHAPE + rb", \} *\n")
@@ -34,7 +34,7 @@ _NAME_BYTES = 128
 _BROKEN = (
     zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, LookupError, ArithmeticError, RuntimeError,
 )  # fmt: skip
-"""What zipfile raises on bytes that are no archive, by kind of damage; NotImplementedError is a RuntimeError."""
+"""What zipfile raises on invalid archives, by kind of damage; NotImplementedError is a RuntimeError."""
 
 
 def read_arrays(uri: str, names: Collection[str] | None = None, sealed: Mapping[str, Any] | None = None) -> dict[str, NDArray[Any]]:
@@ -47,7 +47,7 @@ def read_arrays(uri: str, names: Collection[str] | None = None, sealed: Mapping[
 
     Raises:
         MissingObject: there is no such object.
-        Corrupt: its bytes are not those that were recorded, no arrays of numbers and text, or beyond the bounds of this module.
+        Corrupt: its bytes are not those recorded, not arrays of numbers and text, or beyond the limits of this module.
     """
     store = open_store(uri)
     info = store.head(uri)
@@ -67,7 +67,7 @@ def decode_array(data: bytes | bytearray, uri: str) -> NDArray[Any]:
         uri: where it lies, for errors.
 
     Raises:
-        Corrupt: it is no such file, or its header does not describe what follows it.
+        Corrupt: not such a file, or its header does not describe what follows it.
     """
     magic, version = bytes(data[:6]), bytes(data[6:8])
     length = struct.Struct("<H" if version == b"\1\0" else "<I")
@@ -117,7 +117,7 @@ def decode_arrays(data: bytes, uri: str, names: Collection[str] | None = None) -
 
 
 def _check_directory(data: bytes) -> None:
-    """Refuse a directory of members that is not as small as numpy's: zipfile makes an object of each entry."""
+    """Refuse a zip directory larger than numpy's: zipfile makes an object for each entry."""
     if len(data) < _DIRECTORY_END.size:
         raise zipfile.BadZipFile("too short")
     magic, *_, count, size, start, comment = _DIRECTORY_END.unpack_from(data, len(data) - _DIRECTORY_END.size)

@@ -1,4 +1,4 @@
-"""Opening the store that serves a URI, and what every room does with one."""
+"""Open the store for a URI, and helpers to read and write objects."""
 
 import io
 import json
@@ -42,7 +42,7 @@ def absolute(uri: str) -> str:
     """A plain path made absolute, so that it means the same to every process; other URIs as they are.
 
     Raises:
-        InputError: no path can be meant (`local_path`), or `~name` of a user that this machine does not have.
+        InputError: it cannot be a path (`local_path`), or it is `~name` of a user unknown to this machine.
     """
     path = local_path(uri)
     if path is None or "://" in uri:
@@ -64,12 +64,12 @@ def read_bytes(uri: str) -> bytes:
 
 
 def read_text(uri: str) -> str:
-    """The object at `uri` as UTF-8; InputError naming the URI where it is none."""
+    """The object at `uri` as UTF-8 text; InputError naming the URI if it is not UTF-8."""
     return decode(uri, read_bytes(uri))
 
 
 def decode(uri: str, data: bytes) -> str:
-    """The bytes of the object at `uri` as UTF-8; InputError naming the URI where they are none."""
+    """Decode bytes of the object at `uri` as UTF-8; InputError naming the URI if they are not UTF-8."""
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -82,7 +82,7 @@ def write_bytes(uri: str, data: bytes) -> ObjectInfo:
 
 
 def read_json(uri: str) -> Any:
-    """The object at `uri` as JSON; Corrupt naming the URI where it is none."""
+    """The object at `uri` as JSON; Corrupt naming the URI if it is not JSON."""
     data = read_bytes(uri)
     try:
         return json.loads(data)
@@ -91,7 +91,7 @@ def read_json(uri: str) -> Any:
 
 
 def read_field(uri: str, key: str) -> str:
-    """One text of the JSON object at `uri`; Corrupt naming both where it holds none."""
+    """One string of the JSON object at `uri`; Corrupt naming URI and key if there is none."""
     value = read_json(uri)
     if not isinstance(value, dict) or not isinstance(value.get(key), str):
         raise Corrupt(f"{uri}: holds no {key}")

@@ -1,7 +1,7 @@
-"""Whether the files under a seal are whole, without reading them again each time.
+"""Check that sealed files are intact, without reading them again each time.
 
 A full check leaves a record of each file's stamp (a store's ETag; of a file its inode, size and time of change) in the
-folder. A later look compares stamps and reads only what changed since. The record is never believed for bytes that are loaded:
+folder. A later check compares stamps and reads only what changed since. The record is never trusted for bytes that are loaded:
 those are hashed whenever they are read.
 """
 
@@ -20,14 +20,14 @@ FORMAT_VERSION = 1
 
 
 def find_damaged(folder: str, files: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Which of the sealed files are not as sealed, and why.
+    """Find the sealed files that are damaged or missing.
 
     Args:
-        folder: that holds the files; the record lies there.
+        folder: folder of the files and of the record.
         files: name relative to the folder -> {"size": bytes, "sha256": hex}, as sealed.
 
     Returns:
-        name -> what is wrong, in words that follow its URI; empty if all is whole.
+        name -> what is wrong, as words to follow its URI; empty if all are intact.
 
     Raises:
         RunError: the store failed.
@@ -55,7 +55,7 @@ def find_damaged(folder: str, files: Mapping[str, Mapping[str, Any]]) -> dict[st
 
 
 def find_missized(folder: str, files: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """As `find_damaged`, of files that nobody has hashed yet: those that are missing or have another size. Nothing is read."""
+    """Like `find_damaged`, for files not hashed yet: finds those that are missing or have another size. Nothing is read."""
     return _by_size(folder, _listed(folder), files)
 
 
@@ -75,12 +75,12 @@ def is_files(value: Any) -> bool:
 
 
 def remember(folder: str, written: Mapping[str, tuple[str, str]]) -> None:
-    """Note what was just written, so that it is not read to be checked.
+    """Record files just written, so that a check need not read them.
 
-    Where several do so at the same time, what one of them noted may be lost: it is then checked in full.
+    If several processes do so at the same time, one record may be lost: its files are then checked in full.
 
     Args:
-        folder: that the seal lies, or will lie, in.
+        folder: the folder that has, or will have, the seal.
         written: name relative to the folder -> the stamp that the store gave, and the SHA-256 (hex) of what was written.
     """
     entries = {name: {"stamp": stamp, "sha256": sha256} for name, (stamp, sha256) in written.items() if stamp}
@@ -89,9 +89,9 @@ def remember(folder: str, written: Mapping[str, tuple[str, str]]) -> None:
 
 
 def forget(folder: str, *names: str) -> None:
-    """Let the next look read the files named, or all: one was found damaged when it was loaded, whatever its stamp says.
+    """Make the next check read the given files, or all: one was found damaged when loaded, whatever its stamp says.
 
-    Where there was no record, the next look reads all: a record is left that names no file.
+    Without an earlier record the next check reads all files: a record that names none is written.
     """
     known = _read_record(folder) if names else {}
     _write_record(folder, {name: entry for name, entry in known.items() if name not in names})

@@ -1,4 +1,4 @@
-"""COMMITTED.json: what makes a folder count. It is written last, by rank 0, and readers see nothing without it."""
+"""COMMITTED.json: the seal of a folder. Rank 0 writes it last, and readers ignore a folder without it."""
 
 import hashlib
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ class Committed:
         attempt: which attempt wrote it (0: unfenced).
         step: optimiser steps done.
         files: name -> {"size": bytes, "sha256": hex}.
-        facts: what readers want without opening a file (weights' hash, dataset identity, world size, …).
+        facts: facts for readers that do not open the files (weights' hash, dataset identity, world size, …).
         beside: of a final model, records in the stage's folder that belong to it, each with a copy in final/:
             name -> {"size": bytes, "sha256": hex}. Empty in format 1.
     """
@@ -44,7 +44,7 @@ def write_committed(folder: str, committed: Committed) -> None:
     """Seal `folder`. All its files must be there already.
 
     Raises:
-        Corrupt: the store does not give back what was written.
+        Corrupt: the store does not return what was written.
     """
     write_document(join(folder, NAME), asdict(committed))
     stored = read_committed(folder)
@@ -57,7 +57,7 @@ def read_committed(folder: str) -> Committed | None:
 
     Raises:
         InputError: it was written by a newer format.
-        Corrupt: it is not what a seal looks like, or its checksum is wrong.
+        Corrupt: it is not a valid seal, or its checksum is wrong.
     """
     uri = join(folder, NAME)
     value = read_document(uri, "a seal", FORMAT_VERSION, checked_from=CHECKED_FROM)
@@ -73,9 +73,9 @@ def read_committed(folder: str) -> Committed | None:
 
 
 def read_final(stage_uri: str) -> tuple[Committed | None, dict[str, str]]:
-    """The seal of a stage's final model, and what of the stage is not as it says.
+    """The seal of a stage's final model, and which files of the stage do not match it.
 
-    The stage is finished where there is a seal and nothing is wrong. Files that were found whole before and have not changed
+    The stage is finished if there is a seal and nothing is wrong. Files that were found intact before and have not changed
     since are not read again (trainer/storage/checked.py).
 
     Returns:
@@ -94,14 +94,14 @@ def read_final(stage_uri: str) -> tuple[Committed | None, dict[str, str]]:
 
 
 def find_damage(stage_uri: str, seal: Committed) -> dict[str, str]:
-    """What is not as the seal of a stage's final model says: URI -> what is wrong, in words that follow it."""
+    """Files that do not match the seal of a stage's final model: URI -> what is wrong, as words to follow it."""
     files = {f"{layout.FINAL}/{name}": facts for name, facts in (*seal.files.items(), *seal.beside.items())}
     damaged = checked.find_damaged(stage_uri, {**files, **seal.beside})
     return {join(stage_uri, name): why for name, why in damaged.items()}
 
 
 def restore_beside(stage_uri: str, seal: Committed, damaged: Mapping[str, str]) -> dict[str, str]:
-    """Put damaged records back from their other copy, which is hashed.
+    """Restore damaged records from their other copy, which is verified by hash.
 
     Returns:
         URI -> the intact copy that it was restored from, of those that could be.
@@ -118,7 +118,7 @@ def restore_beside(stage_uri: str, seal: Committed, damaged: Mapping[str, str]) 
 
 
 def read_beside(stage_uri: str, seal: Committed, name: str) -> bytes:
-    """A record of a finished stage, as it was sealed; of a seal of format 1, which names none, whatever lies in the folder.
+    """A record of a finished stage, as sealed; a seal of format 1 names none, so then the record in the folder.
 
     Raises:
         MissingObject: there is none.
@@ -141,7 +141,7 @@ def _read_copy(stage_uri: str, seal: Committed, name: str) -> tuple[bytes, str]:
 
 
 def _wrong(seal: Committed) -> str:
-    """What is not of the kind that it should be; empty if all is."""
+    """What is wrong with the first invalid field; empty if all are valid."""
     kinds = {"recipe_hash": str, "attempt": int, "step": int, "files": dict, "facts": dict, "beside": dict}
     for name, kind in kinds.items():
         if not isinstance(getattr(seal, name), kind):

@@ -1,7 +1,7 @@
-"""Which addresses a process may use: those below its tenant's root and what its profile lists, however an address is spelled.
+"""The addresses a process may use: those below its tenant's root and those its profile lists, however an address is spelled.
 
 A run profile sets the bounds (pipelines/profile/confined.py); they go to jobs in the environment, and `s3.py` asks before each request.
-The store's own access rules come first: these bounds also hold where a key opens more than its tenant's root.
+The store's own access rules come first; these bounds also apply if a key gives access to more than its tenant's root.
 """
 
 import os
@@ -14,11 +14,11 @@ from urllib.parse import unquote
 from trainer.errors import InputError
 
 VARIABLE = "FIRSTSIGHT_STORE_WITHIN"
-"""URIs with blanks between them, below which this process may use a store; unset: all of it."""
+"""Space-separated URIs below which this process may use a store; unset: no restriction."""
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
 _PLAIN = re.compile(r"(s3:/)?(/[^/\s%\\*?$]*[^/\s%\\*?$.][^/\s%\\*?$]*)+/?")
 _DECODINGS = 8
-"""How often an address is decoded; one that is still encoded then lies nowhere."""
+"""How often an address is decoded; one that is still encoded after that is refused."""
 
 
 def is_below(address: str, places: Iterable[str]) -> bool:
@@ -32,7 +32,7 @@ def is_below(address: str, places: Iterable[str]) -> bool:
 
 
 def is_local(address: str) -> bool:
-    """Whether an address means a path, by whatever spelling."""
+    """Whether an address is a local path, in any spelling."""
     found = _SCHEME.match(address)
     return found is None or found[0].lower() == "file:/"
 
@@ -60,7 +60,7 @@ LISTED = "copy it under the root, or have it listed in `reads` of the profile (t
 
 
 def refusal(address: str, places: Iterable[str], remedy: str = LISTED) -> str:
-    """Why an address may not be used, and what helps."""
+    """Why an address may not be used, and how to fix it."""
     return f"{address} is outside the locations that runs of this profile may use ({', '.join(places)}): {remedy}"
 
 

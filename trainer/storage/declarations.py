@@ -1,7 +1,7 @@
 """What an experiment declared before its results: endpoints, axes and tests, as plan.json keeps them in its list `declared`.
 
-An entry is added only where a request declares something that no earlier one did, and says whether there were results by then. So
-what was declared beforehand stays as it was, and what came later can be told from it.
+An entry is added only if a request declares something new, and records whether there were results by then. So earlier
+declarations are never changed, and later ones can be told apart.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ def listed(axes: Mapping[str, Mapping[str, Sequence[Any]]]) -> list[dict[str, An
 
 
 def is_listed(value: Any) -> bool:
-    """Whether this is what `listed` gives."""
+    """Whether this has the form that `listed` returns."""
     return isinstance(value, list) and all(
         isinstance(axis, dict)
         and isinstance(axis.get("axis"), str)
@@ -37,7 +37,7 @@ def is_listed(value: Any) -> bool:
 
 
 def mapped(axes: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[Any]]]:
-    """Axes by name, of what `listed` gave: axis -> field -> values, in order."""
+    """Axes by name, from what `listed` returned: axis -> field -> values, in order."""
     return {axis["axis"]: {one["field"]: list(one["values"]) for one in axis["fields"]} for axis in axes}
 
 
@@ -55,7 +55,7 @@ def added_to(earlier: Sequence[Mapping[str, Any]], new: Mapping[str, Any]) -> bo
 
 
 def sealed(declaration: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """A declaration as plan.json has it: with a hash over endpoints, axes and tests, and what is said beside them."""
+    """A declaration as plan.json stores it: with a hash over endpoints, axes and tests, and further facts."""
     parts = {part: declaration[part] for part in _PARTS}
     return {**parts, **more, "sha256": canonical_hash(parts)}
 

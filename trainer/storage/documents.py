@@ -1,10 +1,10 @@
 """JSON that carries its own checksum, so that one flipped bit is not read as another value.
 
 A document is a JSON object with `format_version` and `sha256`, the SHA-256 over the canonical JSON (sorted keys, no spaces) of
-all the rest. Formats that had no checksum at first are read without one up to the version named by `checked_from`; from then on
-a document without the right checksum is Corrupt. Every format to come keeps this checksum: what says that it is of a newer format
-and has a wrong one was damaged. A kind of document whose older version could stand in for the newer one needs
-more than this: whoever points at it must know its checksum.
+all the rest. Formats that had no checksum at first are read without one before the version `checked_from`; from then on a
+document without the right checksum is Corrupt. All future formats keep this checksum, so a document that claims a newer format
+and has a wrong one was damaged. If an older version of a document could replace a newer one unnoticed, its checksum must also
+be stored where it is referred to.
 """
 
 import hashlib
@@ -41,10 +41,10 @@ def read_document(uri: str, what: str, newest: int, *, checked_from: int = 1, ba
 
     Args:
         uri: of the object.
-        what: it should be, with its article, for errors.
+        what: what it should be, with its article, for errors.
         newest: format version that this firstsight reads.
         checked_from: first format version that carries a checksum; an older one must not carry any.
-        bare: format 1 of it did not even say its version: an object with neither version nor checksum is taken for that.
+        bare: format 1 had no version: an object with neither version nor checksum is read as format 1.
 
     Raises:
         InputError: it was written by a newer format.

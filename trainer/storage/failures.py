@@ -1,4 +1,4 @@
-"""failure.json: how a job ended, for whoever cannot see its exit code. It is deleted when the job is started again.
+"""failure.json: how a job failed, for readers that cannot see its exit code. It is deleted when the job is started again.
 
 Format 1, which older versions wrote, has neither format_version nor checksum.
 """
@@ -42,7 +42,7 @@ def write_failure(folder: str, *, stage: str, exit_code: int, line: str) -> None
 def read_failure(folder: str) -> Failure | None:
     """How the job of `folder` ended; None if it left no record.
 
-    Nothing is decided by a record that cannot be read: it is named on standard error and passed over.
+    A record that cannot be read is reported on standard error and ignored.
     """
     uri = layout.failure(folder)
     try:

@@ -1,8 +1,8 @@
 """The fence of a stage's folder: which attempt may commit there.
 
 attempt.json holds the number of the newest attempt and a random token of the process that claimed the folder last. A writer reads
-it again before each commit: whoever finds a higher number, or another token, has been taken over and must not commit. Between
-that look and the commit itself a claim goes unnoticed: no store writes two objects at once.
+it again before each commit: if it finds a higher number or another token, it has been taken over and must not commit. A claim
+between that check and the commit itself goes unnoticed, since no store writes two objects at once.
 """
 
 import logging
@@ -25,13 +25,13 @@ _log = logging.getLogger("trainer")
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What attempt.json says.
+    """The content of attempt.json.
 
     Attributes:
         attempt: number of the newest attempt.
         token: of the process that claimed the folder last; empty if none has yet.
         stamp: of the object; empty if there is none.
-        damaged: why it says nothing; empty if it does.
+        damaged: why it cannot be read; empty if it can.
     """
 
     attempt: int = 0
@@ -83,7 +83,7 @@ class Fence:
 
     Args:
         output: the stage's folder.
-        attempt: number that the launcher gave this job; 0: it gave none, and the claim alone counts.
+        attempt: number that the launcher gave this job; 0: none, and only the claim counts.
     """
 
     def __init__(self, output: str, attempt: int) -> None:
@@ -108,9 +108,9 @@ class Fence:
         raise RunError(f"{layout.attempt(self._output)}: changed {_TRIES} times meanwhile: attempt {self.attempt} could not claim it")
 
     def check(self) -> None:
-        """Look again, before a commit. RunError if another process has taken the folder over.
+        """Check again, before a commit. RunError if another process has taken the folder over.
 
-        A claim that is missing, damaged or an older one than ours is written again: nobody took over by that.
+        A claim that is missing, damaged or older than ours is written again, since it is not a takeover.
         """
         if self._claimed is not None:
             known = read_claim(self._output)

@@ -10,11 +10,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from trainer.errors import InputError, RunError
+from trainer.errors import InputError, RunError, reason_of
 from trainer.storage.protocol import PIECE_BYTES, MissingObject, ObjectInfo, local_path
 from trainer.storage.writers import NO_LOCKS, PARTIAL, beside, beside_all, has_mark, is_gone, same_kernel
 
-_TRIES = 100  # against whoever sweeps empty folders away
+_TRIES = 100  # in case another process sweeps an empty folder away
 _LOCK_SECONDS = 60.0  # after which a lock by existence belongs to a process that was killed
 _SILENT_SECONDS = 600.0  # for which another machine's writer has not written
 
@@ -47,7 +47,7 @@ class FileStore:
                     f"{uri}: {length} bytes from {start} were requested, but the file ends {left} bytes earlier: it was truncated"
                 )
 
-    get_unsealed, stream_unsealed = get_range, stream  # no wire damages them
+    get_unsealed, stream_unsealed = get_range, stream  # no network that could damage them
 
     def put_stream(self, uri: str, stream: BinaryIO, size: int | None = None) -> ObjectInfo:
         """Write all of `stream`; a `size` that it does not have is a RunError, and the old file stays."""
@@ -73,7 +73,7 @@ class FileStore:
         return _info(uri, status)
 
     def create(self, uri: str, data: bytes) -> bool:
-        """Write `data` unless a file lies there already: of many who call it at once, one gets True."""
+        """Write `data` unless the file exists: of many concurrent callers, one gets True."""
         with self._alone(uri):
             if self.head(uri) is not None:
                 return False
@@ -286,13 +286,11 @@ def _errors(uri: str) -> Iterator[None]:
     except PermissionError as error:
         raise InputError(f"{uri}: permission denied ({error.strerror}): check who owns the folder") from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RunError(f"{uri}: the disk is full ({error.strerror}); make room and run the same command again") from error
         if error.errno == errno.EROFS:
             raise InputError(f"{uri}: the file system is read-only") from error
         if error.errno == errno.ENAMETOOLONG:
             raise InputError(f"{uri}: the name is too long for this file system") from error
-        raise RunError(f"{uri}: {error.strerror or error}") from error
+        raise RunError(f"{uri}: {reason_of(error)}") from error
 
 
 def _remove_unless_written(partial: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where things lie under one root. Every room asks here, none spells a path itself."""
+"""The layout under a root. All modules get their paths from here."""
 
 import re
 
@@ -7,7 +7,7 @@ from trainer.errors import InputError
 from trainer.storage.base import join
 
 CONFIG, LINEAGE, PROGRESS, LOG, FAILURE = "config.yaml", "lineage.json", "progress.jsonl", "log.txt", "failure.json"
-"""What lies in a job's folder beside its results; of a job that only measures or stages, LOG, FAILURE and perhaps CONFIG."""
+"""The files in a job's folder besides its results; jobs that measure or stage have only LOG, FAILURE and perhaps CONFIG."""
 FINAL = "final"
 TRAJECTORY = "trajectory"
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
@@ -36,7 +36,7 @@ def tower(experiment_uri: str, recipe_hash: str) -> str:
 
 
 def cell_name(arm: str, seed: int, point: str = "") -> str:
-    """An arm with a seed, at a point where the request varies its recipe, as folders and people name it."""
+    """The name of an arm with a seed, and with a point if the request varies its recipe, as used for folders and people."""
     return f"{arm}-{point}-seed{seed}" if point else f"{arm}-seed{seed}"
 
 
@@ -56,22 +56,22 @@ def stage(cell_uri: str, name: str) -> str:
 
 
 def config(folder: str) -> str:
-    """The resolved configuration of what makes the folder."""
+    """The resolved configuration of the stage or job that writes the folder."""
     return join(folder, CONFIG)
 
 
 def lineage(stage_uri: str) -> str:
-    """What a stage's weights were made from and by."""
+    """The origin of a stage's weights: inputs and configuration."""
     return join(stage_uri, LINEAGE)
 
 
 def progress(stage_uri: str) -> str:
-    """A stage's figures, one JSON object a logged step."""
+    """A stage's figures, one JSON object per logged step."""
     return join(stage_uri, PROGRESS)
 
 
 def log(folder: str) -> str:
-    """What a job said."""
+    """A job's log."""
     return join(folder, LOG)
 
 
@@ -86,7 +86,7 @@ def final(stage_uri: str) -> str:
 
 
 def placement(stage_uri: str) -> str:
-    """What was chosen where the placement says `auto`, so that a resumed run chooses the same."""
+    """The values chosen for placement fields set to `auto`, so that a resumed run uses the same."""
     return join(stage_uri, "placement.json")
 
 
@@ -142,7 +142,7 @@ def id_of_request(request_uri: str) -> str:
 
 
 def request_begun(experiment_uri: str, request_id: str, stage_uri: str) -> str:
-    """That a request with `resume: never`, or a checkpoint's URI, has started a stage."""
+    """Marker: a request with `resume: never`, or a checkpoint's URI, has started a stage."""
     return join(experiment_uri, "requests", request_id, "begun", f"{canonical_hash(stage_uri)[:16]}.json")
 
 
@@ -166,10 +166,10 @@ def run_failure(root: str, run_id: str, cell_name: str) -> str:
 
 
 def run_start(root: str, run_id: str, lane: str, step: str) -> str:
-    """That a step of a lane has started in a run."""
+    """Marker: a step of a lane has started in a run."""
     return join(root, "runs", run_id, "started", f"{lane}-{step}.json")
 
 
 def run_life(root: str, run_id: str, lane: str) -> str:
-    """Written again and again while a step of the lane runs."""
+    """Heartbeat of a lane's running step."""
     return join(root, "runs", run_id, "alive", f"{lane}.json")

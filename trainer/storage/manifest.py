@@ -1,7 +1,7 @@
 """manifest.json: what a staged data set holds, and the identity by which runs are compared.
 
-Format 2 is a document with a checksum, and its identity covers all that a reader acts on. Format 1 had neither, and is read for
-ever: its identity covers plan id, names and checksums of the tars, so an experiment pins the SHA-256 of the file on first use.
+Format 2 is a document with a checksum, and its identity covers all that a reader acts on. Format 1, which stays readable, had
+neither: its identity covers plan id, names and checksums of the tars, so an experiment pins the file's SHA-256 on first use.
 """
 
 import dataclasses
@@ -196,12 +196,12 @@ def from_json(kind: type[_T], value: Any, version: int, uri: str) -> _T:
 
     Args:
         kind: dataclass whose fields are str, int, Literal, lists and dicts.
-        value: from JSON.
-        version: format that it was written in: fields that came later must not be there.
-        uri: of the file, for errors.
+        value: parsed JSON.
+        version: format in which it was written: later fields must be absent.
+        uri: URI of the file, for errors.
 
     Raises:
-        Corrupt: a key too many or too few, or a value of another type.
+        Corrupt: an unknown or missing key, or a value of another type.
     """
     if not isinstance(value, dict):
         raise Corrupt(f"{uri}: not as firstsight writes it: {kind.__name__} is not an object")

@@ -1,9 +1,9 @@
-"""The report's page: generations of it, and the one that counts.
+"""The report's page: its generations, and the current one.
 
 Each page is a folder of its own, report/generation-<n>/, and report/made.json names the generation that counts, with the checksum of
 each of its files. A writer claims its number before it reads the experiment, so that a page of a higher number knows all that was
 finished before a lower one was begun; it writes its folder, then points made.json at it unless a higher number is there already.
-So whoever writes last, no page is replaced by an older one, and no reader meets half of one.
+So no page is replaced by an older one, and no reader sees half of one.
 
 Copies of the files that count lie in report/ itself, for people and their bookmarks. They are written last, and may for a moment be of
 an older page: programs ask `read_page`. Format 1 of made.json knew no generations: its files are those in report/.
@@ -75,7 +75,7 @@ def read_page(experiment_uri: str) -> Page:
 
 
 def folder_of(experiment_uri: str) -> str:
-    """Where the files of the page that counts lie; where that cannot be told, the copies in report/ are what there is."""
+    """The folder of the current page's files; report/, with its copies, if that is unknown."""
     with contextlib.suppress(Corrupt):
         return read_page(experiment_uri).folder(experiment_uri)
     return layout.report(experiment_uri)
@@ -94,7 +94,7 @@ def claim(experiment_uri: str) -> Claim:
 
 
 def publish(experiment_uri: str, claimed: Claim, files: Mapping[str, bytes], inputs: str = "") -> bool:
-    """Write a page and let it count, unless a newer one does; whether it counts.
+    """Write a page and make it current, unless a newer one is; returns whether it is current.
 
     Args:
         experiment_uri: the experiment's folder.
@@ -119,7 +119,7 @@ def publish(experiment_uri: str, claimed: Claim, files: Mapping[str, bytes], inp
 
 
 def copy_out(experiment_uri: str) -> None:
-    """Copy the page that counts into report/ itself; once more where another one counts by then, so that the newest ends up there."""
+    """Copy the current page into report/, and again if another has become current by then, so that the newest ends up there."""
     for _ in range(_TRIES):
         page = read_page(experiment_uri)
         for name in page.files if page.generation else ():
@@ -146,7 +146,7 @@ def _sweep(experiment_uri: str, previous: int) -> None:
 
 
 def _read(experiment_uri: str) -> tuple[Page, str]:
-    """made.json and its stamp. One that is lost or damaged counts as one that points nowhere, and numbers continue from the folders'."""
+    """made.json and its stamp. A lost or damaged one counts as pointing nowhere; numbers continue from those of the folders."""
     folder = layout.report(experiment_uri)
     uri = join(folder, NAME)
     info = open_store(uri).head(uri)  # before its content: what is written meanwhile then has another stamp

@@ -1,4 +1,4 @@
-"""plan.json of an experiment: which cells it has, by what recipe, and where the stages of each lie.
+"""plan.json of an experiment: its cells, their recipes, and the places of their stages.
 
 Format 3 is a document with a checksum, and pins the data sets' manifests. Format 2 had neither; format 1 (commit ad127be and
 before) had one recipe for all cells in place of `recipes`. Both are read as if they were format 3, and the next plan that is
@@ -26,7 +26,7 @@ _ENTRY = {
 }
 """What a cell's entry may hold, and of which type."""
 _PLACES = ("request", "pairs", "triplets", "sets", "cells", "lanes")
-"""Keys below which URIs stand. Those of a recipe are what somebody asked for, and hashed."""
+"""Keys that contain URIs. Those of a recipe are as requested, and part of its hash."""
 _LANE = {"lane": str, "slots": int, "cells": list, "owns": list}
 """What a lane holds, and of which type."""
 
@@ -123,7 +123,7 @@ def recipe_key(recipe: Mapping[str, Any]) -> str:
 
 
 def _where_it_lies(plan: Plan, experiment_uri: str) -> Plan:
-    """The plan with what lay below the root that it was written in at the same places below the root that it lies in now.
+    """The plan with every URI below the root in which it was written moved to the same place below its present root.
 
     `root` stays as it was written, by which the next run sees that the plan has to be written again.
     """

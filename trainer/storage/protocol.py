@@ -13,7 +13,7 @@ PIECE_BYTES = 1 << 20
 """Streams are read in pieces of 1 MiB: smaller ones cost more CPU a byte, larger ones only memory."""
 
 _SCHEME = re.compile(r"(file|s3|https?):(/|$)", re.IGNORECASE)
-"""How a path begins that was meant for a URI."""
+"""How a path begins that was meant to be a URI."""
 
 MIN_RANGE_BYTES = PIECE_BYTES
 """Ranges worth a request of their own are at least this long: smaller ones cost a round trip each."""
@@ -57,19 +57,19 @@ class ObjectStore(Protocol):
         ...
 
     def get_unsealed(self, uri: str, start: int, length: int) -> bytes:
-        """As `get_range`, of bytes that no checksum is known of: over plain HTTP they are read until two readings agree."""
+        """As `get_range`, for bytes without a known checksum: over plain HTTP they are read until two readings agree."""
         ...
 
     def stream_unsealed(self, uri: str) -> Iterator[bytes]:
-        """As `stream`, of an object that no checksum is known of: at its end it is compared with its ETag, where that is an MD5."""
+        """As `stream`, for an object without a known checksum: at the end it is compared with its ETag, if that is an MD5."""
         ...
 
     def put_stream(self, uri: str, stream: BinaryIO, size: int | None = None) -> ObjectInfo:
-        """Write all of `stream` as one object; where `size` is given and wrong, RunError and the old object stays."""
+        """Write all of `stream` as one object; if `size` is given and wrong, RunError, and the old object stays."""
         ...
 
     def create(self, uri: str, data: bytes) -> bool:
-        """Write `data` unless an object lies there already: of many who call it at once, one gets True.
+        """Write `data` unless the object exists: of many concurrent callers, one gets True.
 
         On a server without conditional writes this takes seconds, and holds within the limits that s3_conditions.py states.
         """
@@ -95,7 +95,7 @@ class ObjectStore(Protocol):
         ...
 
     def holds(self, prefix: str) -> bool:
-        """Whether any object lies below the folder `prefix`; cheap, however many do."""
+        """Whether there is any object below the folder `prefix`; cheap, however many there are."""
         ...
 
     def delete(self, uri: str) -> None:
@@ -107,7 +107,7 @@ class ObjectStore(Protocol):
         ...
 
     def sweep(self, prefix: str) -> None:
-        """Remove what writers that were killed left below the folder `prefix`; no object, and no living writer's work."""
+        """Remove the leftovers of killed writers below the folder `prefix`, but no object and no live writer's files."""
         ...
 
 
@@ -119,7 +119,7 @@ def local_path(uri: str) -> Path | None:
     """The path of a file URI or plain path; None for any other.
 
     Raises:
-        InputError: no path can be meant: `file://host/x`, `s3:/bucket/x`, a NUL.
+        InputError: it cannot be a path: `file://host/x`, `s3:/bucket/x`, a NUL.
     """
     if "://" in uri and not uri.startswith("file://"):
         return None

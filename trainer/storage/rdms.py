@@ -1,4 +1,4 @@
-"""Representational dissimilarity matrices that a person brings, such as those of fMRI regions, and whether pictures fit their names.
+"""Representational dissimilarity matrices supplied by users, such as those of fMRI regions, and matching their names to pictures.
 
 Two forms:
 
@@ -21,7 +21,7 @@ from trainer.storage.base import MissingObject, open_store
 
 MIN_NAMES = 4
 TOLERANCE = 1e-6
-"""Of symmetry and of the diagonal, relative to the largest entry: what sums of single precision leave."""
+"""Tolerance for symmetry and the diagonal, relative to the largest entry: the error of single-precision sums."""
 _COUNTER = re.compile(r"\d{6}-")
 """Staging puts a counter before a picture's name."""
 
@@ -51,8 +51,8 @@ def read_rdm(uri: str, sha256: str = "") -> Rdm:
         sha256: that it must have, where an experiment was planned with it.
 
     Raises:
-        InputError: there is none, it is no RDM (not square, not symmetric, NaN or Inf, a diagonal that is not 0, no variation), its
-            names are not one for each row and column, or it is another one than planned.
+        InputError: there is none, it is not an RDM (not square, not symmetric, NaN or Inf, a diagonal that is not 0, no variation),
+            it does not have one name for each row and column, or it is not the planned one.
     """
     stem, _, suffix = uri.rpartition(".")
     if suffix not in ("csv", "npy") or not stem.rpartition("/")[2]:

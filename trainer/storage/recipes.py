@@ -1,7 +1,7 @@
-"""Recipes and configurations that lie in a store: what a person wrote, config.yaml of a job, what a stage recorded of itself.
+"""Recipes and configurations in a store: recipes that users wrote, a job's config.yaml, and a stage's own records.
 
-The first line of a config.yaml is a comment with the SHA-256 of all below it. It is the first line, not the last, so that a file
-that was cut short still has it. A file without it is read as it is: people write such, and so did firstsight at first.
+The first line of a config.yaml is a comment with the SHA-256 of everything below it. It is the first line, not the last, so that
+a truncated file still has it. A file without it is accepted: users write such files, and so did early versions of firstsight.
 """
 
 import hashlib
@@ -84,7 +84,7 @@ def write_config_file(uri: str, config: Any) -> None:
 
 
 def restore_config(folder: str) -> str:
-    """Put the config.yaml of a stage back from the copy in its final model or its newest checkpoint.
+    """Restore the config.yaml of a stage from the copy in its final model or its newest checkpoint.
 
     Returns:
         The URI of the copy; empty if there is none that is intact, and nothing was written.
@@ -113,7 +113,7 @@ def _checksum_line(text: bytes) -> bytes:
 
 
 def what_differs(folder: str, theirs: str, ours: StageConfig | str, planned_in: str = "") -> str:
-    """In which keys what made a stage's folder differs from what is wanted, to end a refusal with.
+    """The keys in which a stage folder's recipe differs from the requested one, as the end of an error message.
 
     Args:
         folder: of the stage.
@@ -122,7 +122,7 @@ def what_differs(folder: str, theirs: str, ours: StageConfig | str, planned_in: 
         planned_in: the folder that records `ours` where it is a hash; empty: `folder`.
 
     Returns:
-        `: key: theirs -> ours; …`; where one of the two is recorded nowhere, ` (…)` that says so.
+        `: key: theirs -> ours; …`; if one of the two is not recorded anywhere, ` (…)` that says so.
     """
     planned_in = planned_in or folder
     before = find_fields(folder, theirs)
@@ -147,7 +147,7 @@ def shown(differing: Iterator[str] | list[str]) -> str:
 def find_fields(folder: str, wanted: str) -> dict[str, Any] | None:
     """The recipe fields with this hash, as the stage's folder records them; None if it does not.
 
-    Nothing is taken for its place: fields count only where they have the hash.
+    Fields are accepted only if they have this hash, wherever they were found.
     """
     return next((found for found in recorded_fields(folder) if canonical_hash(found) == wanted), None) if folder and wanted else None
 

@@ -1,4 +1,4 @@
-"""Retrying what may pass: pauses that grow, for as long as is allowed. Everything that retries takes its pauses from here."""
+"""Retry temporary failures with growing pauses, up to a time limit. All retries take their pauses from here."""
 
 import logging
 import math
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class Backoff:
-    """Pauses that double, with jitter, so that those whom one outage cut off do not all come back at once."""
+    """Pauses that double, with jitter, so that clients hit by one outage do not all come back at once."""
 
     def __init__(self, first: float | None = None, most: float = 20.0) -> None:
         self._first, self._most = FIRST_SECONDS if first is None else first, most
@@ -30,7 +30,7 @@ class Backoff:
         return pause
 
     def reset(self) -> None:
-        """Something went well: begin with the first pause again."""
+        """A request succeeded: begin with the first pause again."""
         self._next = self._first
 
 
@@ -42,12 +42,12 @@ class Retries:
         self.restart()
 
     def restart(self) -> None:
-        """Something went well: the next failure has the whole time again."""
+        """A request succeeded: the next failure has the whole time again."""
         self._tries, self._start = 0, time.monotonic()
         self._backoff.reset()
 
     def wait(self, cause: str, *, at_least: float = 0.0, seconds: float | None = None) -> None:
-        """Sleep before the next try; RunError with `cause` where the time (or `seconds`, if less) would run out."""
+        """Sleep before the next try; RunError with `cause` if the time (or `seconds`, if less) would run out."""
         self._tries += 1
         allowed = self._seconds if seconds is None else min(seconds, self._seconds)
         pause = max(at_least, self._backoff.seconds())

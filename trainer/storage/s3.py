@@ -5,8 +5,8 @@ AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, or AWS_
 certificate by FIRSTSIGHT_S3_CA or AWS_CA_BUNDLE; FIRSTSIGHT_S3_ADDRESSING = path | virtual (default: virtual on AWS,
 else path); FIRSTSIGHT_S3_RETRY_SECONDS, how long an outage is waited for (default 300); HTTP(S)_PROXY and NO_PROXY.
 
-What is written is compared with what the store received: by its ETag where that is the MD5 of the bytes, else by reading
-it back. `get` compares what it reads in the same way. `stream` and `get_range` do not: who reads shards and weights has
+Written bytes are compared with what the store received: by the ETag if that is the MD5 of the bytes, else by reading them
+back. `get` compares what it reads in the same way. `stream` and `get_range` do not: readers of shards and weights have
 their checksums.
 """
 
@@ -51,7 +51,7 @@ class S3Store:
         return _store(settings_from_environment(uri))
 
     def patient_for(self, seconds: float) -> "S3Store":
-        """The same store, whose requests are given up after some `seconds`, or sooner."""
+        """The same store, with requests that give up after about `seconds`, or sooner."""
         retry, timeout = (min(seconds, value) for value in (self._settings.retry_seconds, self._settings.timeout_seconds))
         return S3Store(dataclasses.replace(self._settings, retry_seconds=retry, timeout_seconds=timeout))
 
@@ -71,17 +71,17 @@ class S3Store:
         return s3_reads.read_pieces(self._client, uri, *_split(uri), start, length)
 
     def get_unsealed(self, uri: str, start: int, length: int) -> bytes:
-        """As `get_range`, of bytes that no checksum is known of: over plain HTTP they are read until two readings agree.
+        """As `get_range`, for bytes without a known checksum: over plain HTTP they are read until two readings agree.
 
         Raises:
-            Corrupt: no two of several did.
+            Corrupt: no two readings agreed.
         """
         if self._settings.endpoint.startswith("https://"):
             return self.get_range(uri, start, length)
         return s3_reads.read_agreeing(uri, lambda: self.get_range(uri, start, length))
 
     def stream_unsealed(self, uri: str) -> Iterator[bytes]:
-        """As `stream`, of an object that no checksum is known of. Raises Corrupt at its end where its ETag is the MD5 of other bytes."""
+        """As `stream`, for an object without a known checksum. Raises Corrupt at the end if its ETag is the MD5 of other bytes."""
         return s3_reads.read_hashed(self._client, uri, *_split(uri))
 
     def put_stream(self, uri: str, stream: BinaryIO, size: int | None = None) -> ObjectInfo:
@@ -112,7 +112,7 @@ class S3Store:
         return info
 
     def create(self, uri: str, data: bytes) -> bool:
-        """Write `data` unless an object lies there already: of many who call it at once, one gets True."""
+        """Write `data` unless the object exists: of many concurrent callers, one gets True."""
         return self._put_if(uri, data, {"If-None-Match": "*"}, lambda found: found is None)
 
     def replace(self, uri: str, data: bytes, stamp: str) -> bool:
@@ -191,7 +191,7 @@ class S3Store:
 
     @property
     def _client(self) -> Client:
-        """The client of this process: a forked child must not speak on its parent's connections."""
+        """The client of this process: a forked child must not use its parent's connections."""
         client = self._clients.get(os.getpid())
         if client is None:
             client = Client(self._settings)

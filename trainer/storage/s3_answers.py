@@ -1,4 +1,4 @@
-"""What an S3 endpoint's answer means: believed, tried again, or the end of the command, by its code rather than its status."""
+"""Interpret an S3 endpoint's response by its code rather than its status: accept it, retry, or end the command."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -25,7 +25,7 @@ PASSING_CODES = frozenset({
 """S3 errors after which the same request may succeed, whatever their status: load, damage on the way, a clock being set."""
 
 _LOAD = re.compile("Throttl|SlowDown|RateLimit|QpsLimit|TooManyRequests|Timeout|TimedOut|Unavailable")
-"""In the codes of other stores, and of what stands behind one (KMS.ThrottlingException), with which they say the same."""
+"""Parts of codes with which other stores, and services behind one (KMS.ThrottlingException), report load."""
 
 EXPIRED_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "InvalidToken", "InvalidTokenId", "TokenRefreshRequired"})
 """Keys that were good once: a credentials file may be about to bring new ones."""
@@ -53,11 +53,11 @@ class Damaged(Exception):
 
 
 class Stranger(Exception):
-    """An answer that no S3 store gives: a login page, a proxy's error, another service."""
+    """A response that is not from an S3 store: a login page, a proxy's error, another service."""
 
 
 class Passing(Exception):
-    """The store says that it cannot do it now; `pause` is the seconds for which it asks."""
+    """The store is temporarily unable to respond; `pause` is the delay that it asks for, in seconds."""
 
     def __init__(self, text: str, pause: float = 0.0) -> None:
         super().__init__(text)
@@ -133,7 +133,7 @@ def error_of(method: str, key: str | None, response: BaseHTTPResponse) -> S3Erro
 
 
 def is_known(code: str | None) -> bool:
-    """Whether this is a code that a store gives; one flipped bit makes another."""
+    """Whether this is a code that a store uses; a flipped bit would change it."""
     return code in _FINAL_CODES
 
 
@@ -218,7 +218,7 @@ def _explain_code(uri: str, endpoint: str, error: S3Error) -> Exception:
 
 
 def _error_of_head(key: str | None, response: BaseHTTPResponse) -> S3Error | None:
-    """HEAD has no body: its status is all there is. None if a 404 may be that of something else than a store, such as an ingress."""
+    """The error of a HEAD, which has only a status. None if a 404 may come from something other than a store, such as an ingress."""
     if response.status == 404 and key and not any(name.lower().startswith("x-amz-") for name in response.headers):
         return None
     missing = "NoSuchKey" if key else "NoSuchBucket"

@@ -12,6 +12,7 @@ import logging
 import re
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -112,7 +113,7 @@ class Connections(PoolManager):
 class UnreachableError(RunError):
     """The connection could not be made (`begun` is False) or broke."""
 
-    def __init__(self, message: str, *, begun: bool = False) -> None:
+    def __init__(self, message: str, *, begun: bool) -> None:
         super().__init__(message)
         self.begun = begun
 
@@ -128,6 +129,7 @@ class Client(Minio):
             style = self.enable_virtual_style_endpoint if settings.addressing == "virtual" else self.disable_virtual_style_endpoint
             style()  # type: ignore[no-untyped-call]
         self._accepted: Credentials | None = None  # credentials that the store has accepted before
+        self._tries = threading.local()  # `last`: number of times that this thread's last request was sent
 
     def now(self) -> float:
         """POSIX seconds by the store's clock, as of its last response."""
@@ -141,9 +143,10 @@ class Client(Minio):
         """PUT one part of an upload, as `put`."""
         return self._checked_put(bucket, key, data, md5, None, {"partNumber": str(number), "uploadId": upload_id})
 
-    def begin_upload(self, bucket: str, key: str) -> str:
-        """Begin a multipart upload; returns its id."""
-        return self._create_multipart_upload(bucket, key, {})
+    def begin_upload(self, bucket: str, key: str) -> tuple[str, bool]:
+        """Begin a multipart upload; returns its id, and whether no other can have been begun by a request whose answer got lost."""
+        upload_id = self._create_multipart_upload(bucket, key, {})
+        return upload_id, self._tries.last == 1
 
     def copy_part(self, bucket: str, key: str, headers: Mapping[str, Any], upload_id: str, number: int) -> str:
         """Make a part of an upload from a range of an object, which the headers name; its ETag."""
@@ -198,7 +201,9 @@ class Client(Minio):
         query, sent = dict(query_params or {}), dict(headers or {})
         retries = Retries(_ABORT_SECONDS if method == "DELETE" and "uploadId" in query else self.settings.retry_seconds)
         doubted = ""  # a response that ends the retries if it is received twice
+        self._tries.last = 0
         while True:
+            self._tries.last += 1
             keys = self._current_keys(retries)
             try:
                 try:

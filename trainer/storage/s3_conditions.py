@@ -1,9 +1,9 @@
 """Writes that happen only if an object is absent or unchanged: by the server's conditions, or by claims where it has none.
 
 A server may ignore If-None-Match and If-Match and answer 200 all the same, so each bucket is asked once, with an object of its
-own. Where conditions do not hold, a writer puts a claim beside the object under a random name, waits until every claim of the
+own. If conditions are ignored, a writer puts a claim beside the object under a random name, waits until every claim of the
 same moment must be visible, and writes if its claim is the oldest. Two writers can then both win only if one is held up for
-more than `STALE_SECONDS` between its last look and its write, or the server shows a new object later than `SETTLE_SECONDS`.
+more than `STALE_SECONDS` between its last check and its write, or the server shows a new object later than `SETTLE_SECONDS`.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from trainer.storage.s3_client import Client
 from trainer.storage.writers import beside, beside_all
 
 SETTLE_SECONDS = 2.5
-"""From a claim to the look at all claims: more than the second that a server may round times to."""
+"""Delay between a claim and the check of all claims: more than the second to which a server may round times."""
 
 STALE_SECONDS = 60.0
 """A claim of this age belongs to a writer that was killed."""

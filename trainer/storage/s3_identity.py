@@ -1,4 +1,4 @@
-"""Credentials by a cloud's workload identity, through minio's own provider: a token that the cloud puts into the pod is changed for keys.
+"""Credentials from a cloud's workload identity, through minio's own provider, which exchanges the pod's token for keys.
 
 AWS_WEB_IDENTITY_TOKEN_FILE (IAM roles for service accounts) is taken to the STS, AWS_CONTAINER_CREDENTIALS_FULL_URI (EKS pod
 identity) to the node's agent. The metadata address of the node is never asked: its rights are the same for every tenant.
@@ -84,7 +84,7 @@ def _is_due(credentials: Credentials, seconds: float) -> bool:
 
 
 class _Asking(Connections):
-    """Connections to who gives keys; a refusal is an error in one line, without the token that is in its URL."""
+    """Connections to the issuer of keys; a refusal is a one-line error, without the token in its URL."""
 
     def urlopen(self, method: str, url: str, redirect: bool = True, **options: Any) -> BaseHTTPResponse:  # type: ignore[override]
         response = super().urlopen(method, url, redirect, **options)

@@ -1,6 +1,6 @@
-"""Where the S3 store is and with which keys and proxy it is reached, read from the environment and a credentials file.
+"""The S3 store's address, keys and proxy, read from the environment and a credentials file.
 
-Keys are never in a message: what is wrong with one is said of its variable or file.
+Keys never appear in a message: errors name the variable or file instead.
 """
 
 import configparser

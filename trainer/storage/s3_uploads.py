@@ -22,7 +22,7 @@ from trainer.errors import InputError, RunError
 from trainer.storage import s3_reads
 from trainer.storage.retries import Retries
 from trainer.storage.s3_client import Client
-from trainer.storage.writers import beside, is_gone, is_partial, kind_of
+from trainer.storage.writers import beside, beside_all, is_gone, is_partial, kind_of
 
 _RENEW_SECONDS = 30.0
 _STALE_SECONDS = 900.0  # plus the writer's own patience: see `Upload.renew`
@@ -72,19 +72,20 @@ class Upload:
 
     def __init__(self, target: Target) -> None:
         self.target, self._record = target, beside(target.key, "upload")
-        self.id = ""
+        self.id, self._is_only = "", True
         self.etags: list[str] = []
         self.digests: list[tuple[int, str]] = []  # of each part: length, MD5
         self.proven, self.is_copy, self.aborted = True, False, False
         self.renew()  # before there is an upload: a writer killed in between leaves a record that leads to it
-        self.id = target.client.begin_upload(target.bucket, target.key)
+        self.id, self._is_only = target.client.begin_upload(target.bucket, target.key)
         self.renew()
 
     def renew(self) -> None:
         """Write the record: the writer lives."""
         settings = self.target.client.settings
         stale = _STALE_SECONDS + settings.retry_seconds + settings.timeout_seconds
-        record = {"format_version": 1, "key": self.target.key, "upload_id": self.id, "stale_seconds": stale}
+        upload_id = self.id if self._is_only else ""  # then whoever sweeps ends all uploads of this key
+        record = {"format_version": 1, "key": self.target.key, "upload_id": upload_id, "stale_seconds": stale}
         self.target.client.put(self.target.bucket, self._record, json.dumps(record).encode())
         self._renewed = time.monotonic()
 
@@ -136,8 +137,18 @@ class Upload:
             raise
 
     def forget(self) -> None:
-        """Remove the record."""
+        """Remove the record, and uploads that were begun by requests whose answers got lost."""
+        if not self._is_only:
+            with suppress(S3Error):  # listing them needs a right of its own
+                self._end_lost()
         self.target.client.remove_object(self.target.bucket, self._record)
+
+    def _end_lost(self) -> None:
+        client, bucket, key = self.target.client, self.target.bucket, self.target.key
+        records = client.list_objects(bucket, prefix=beside_all(key, "upload"), recursive=True)
+        if all(record.object_name == self._record for record in records):  # no other writer of this object is at work
+            for one in client.list_uploads(bucket, key):
+                client.abort_upload(bucket, key, one)
 
     def abort(self) -> None:
         """End it, dropping what was sent; where that fails, the record stays for who sweeps."""

@@ -84,13 +84,13 @@ class Shape(ABC):
         return is_sealed(spec)
 
 
-def phase_of(job: Mapping[str, Any], suspended: bool, *, succeeded: str, failed: str) -> Phase:
+def phase_of(job: Mapping[str, Any], suspended: bool, *, succeeded: str) -> Phase:
     """The phase, according to the conditions that say how the job ended."""
     true = {entry["type"]: entry for entry in job.get("status", {}).get("conditions") or [] if entry["status"] == "True"}
     if succeeded in true:
         return Phase(name="succeeded", message=str(true[succeeded].get("message", "")))
-    if failed in true:
-        return Phase(name="failed", message=str(true[failed].get("message", "")))
+    if "Failed" in true:
+        return Phase(name="failed", message=str(true["Failed"].get("message", "")))
     return Phase(name="suspended" if suspended else "active")
 
 

@@ -66,7 +66,7 @@ class IndexedJobs(Shape):
 
     def phase(self, job: Mapping[str, Any]) -> Phase:
         """The phase according to its conditions; a failure names the slices that failed."""
-        phase = phase_of(job, bool(job["spec"].get("suspend")), succeeded="Complete", failed="Failed")
+        phase = phase_of(job, bool(job["spec"].get("suspend")), succeeded="Complete")
         failed = str(job.get("status", {}).get("failedIndexes") or "")
         if phase.name != "failed" or not failed or job["spec"].get("completions") == 1:
             return phase

@@ -44,7 +44,7 @@ class PyTorchJobs(Shape):
 
     def phase(self, job: Mapping[str, Any]) -> Phase:
         """From the job's conditions; a queue suspends it with a field."""
-        return phase_of(job, bool(job["spec"].get("runPolicy", {}).get("suspend")), succeeded="Succeeded", failed="Failed")
+        return phase_of(job, bool(job["spec"].get("runPolicy", {}).get("suspend")), succeeded="Succeeded")
 
     def pods_wanted(self, job: Mapping[str, Any]) -> int:
         """One a node."""

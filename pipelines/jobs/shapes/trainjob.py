@@ -163,7 +163,7 @@ class TrainJobs(Shape):
 
     def phase(self, job: Mapping[str, Any]) -> Phase:
         """The phase according to its conditions; a queue suspends it through a field."""
-        return phase_of(job, bool(job["spec"].get("suspend")), succeeded="Complete", failed="Failed")
+        return phase_of(job, bool(job["spec"].get("suspend")), succeeded="Complete")
 
     def pods_wanted(self, job: Mapping[str, Any]) -> int:
         """One per node."""

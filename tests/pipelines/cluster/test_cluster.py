@@ -71,12 +71,12 @@ def take(seen: "queue.Queue[Event]", count: int) -> list[Event]:
     return [seen.get(timeout=20) for _ in range(count)]
 
 
-def forbid(verb: str, resource: str, user: str = "ana") -> Callable[..., Status | None]:
+def forbid(verb: str) -> Callable[..., Status | None]:
     """What an API server says where no role allows it."""
 
     def refuse(asked: str, what: str, body: object) -> Status | None:
-        message = f'{what} is forbidden: User "{user}" cannot {asked} resource "{what}" in API group "" in the namespace "team"'
-        return Status(403, "Forbidden", message, what) if (asked, what) == (verb, resource) else None
+        message = f'{what} is forbidden: User "ana" cannot {asked} resource "{what}" in API group "" in the namespace "team"'
+        return Status(403, "Forbidden", message, what) if (asked, what) == (verb, JOBS) else None
 
     return refuse
 
@@ -124,7 +124,7 @@ def test_a_patch_of_an_object_that_changed_is_a_conflict(cluster: Cluster, serve
 ])  # fmt: skip
 def test_no_permission_names_verb_resource_namespace_and_user(cluster: Cluster, server: FakeApi, verb: str, act: Callable[[Cluster], Any]):
     server.put(JOBS, job())
-    server.refuse = forbid(verb, JOBS)
+    server.refuse = forbid(verb)
     if verb == "watch":
         before = watch.FORBIDDEN_SECONDS
         watch.FORBIDDEN_SECONDS = 0.1
@@ -140,7 +140,7 @@ def test_a_server_that_starts_may_refuse_for_a_moment_what_it_allowed(cluster: C
     """Its roles are not loaded yet."""
     server.put(JOBS, job())
     assert cluster.get(PYTORCHJOB, "j")
-    refusals = iter([forbid("get", JOBS)("get", JOBS, None)] * 3)
+    refusals = iter([forbid("get")("get", JOBS, None)] * 3)
     server.refuse = lambda verb, resource, body: next(refusals, None)
 
     assert cluster.get(PYTORCHJOB, "j")
@@ -283,7 +283,7 @@ def test_a_connection_that_went_silent_is_given_up(
 def test_a_watch_survives_refusals_of_a_server_that_starts(events: Callable[..., "queue.Queue[Event]"], server: FakeApi):
     seen = events()
     assert take(seen, 1) == [("SYNCED", "")]
-    refusals = iter([forbid("watch", JOBS)("watch", JOBS, None)] * 5)
+    refusals = iter([forbid("watch")("watch", JOBS, None)] * 5)
     server.refuse = lambda verb, resource, body: next(refusals, None)
     server.drop()
     server.put(JOBS, job("a"))

@@ -15,7 +15,7 @@ import pytest
 
 from pipelines.jobs import lease, lock
 from trainer.errors import InputError, RunError
-from trainer.storage import join, open_store, read_bytes, write_bytes, write_json
+from trainer.storage import join, open_store, read_bytes, write_bytes, write_json, writers
 from trainer.storage.documents import encode_document
 from trainer.storage.writers import boot_id
 
@@ -156,6 +156,25 @@ def test_what_killed_runs_left_in_the_temporary_folder_is_swept(s3_root: str, tm
             pass
 
     assert sorted(tmp_path.iterdir()) == [new, used]
+
+
+@pytest.mark.parametrize("killed", ["while it holds the lock", "before it has it"])
+def test_the_next_run_leaves_nothing_of_one_that_was_killed(s3_root: str, killed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One that held the lock is remembered until somebody has taken it over, since only its folder tells that it has ended."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    process = hold(s3_root, env={**os.environ, "TMPDIR": str(tmp_path)})
+    (folder,) = tmp_path.iterdir()
+    if killed == "before it has it":
+        (folder / lock._TAKEN).rename(folder / f"{writers._boot()}-{writers._namespace()}-{process.pid}-1")
+    end(process)
+    with lock.exclusive(join(s3_root, "another")):
+        assert folder.exists() == (killed == "while it holds the lock")
+    monkeypatch.setattr(lease, "STALE_SECONDS", 0.0)
+    monkeypatch.setattr(lease, "WATCH_SECONDS", 0.05)
+    with lock.exclusive(s3_root):
+        pass
+
+    assert list(tmp_path.iterdir()) == []
 
 
 def elsewhere(**facts: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What may happen to a run that is followed: a server that hangs, forgets, asks for a login or is another one; Ctrl-C at a bad time."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from pipelines.kubeflow.follow import POLL_SECONDS, was_terminated
 from pipelines.kubeflow.nodes import Step
 from tests.pipelines.kubeflow.argo import FAILED, RUNNING, SUCCEEDED, Pod
 from tests.pipelines.kubeflow.runs import Run
-from tests.pipelines.kubeflow_server import KubeflowServer, kubeflow_server
+from tests.pipelines.kubeflow_server import KubeflowServer
 from trainer.storage import write_json
 
 EXECUTOR = """I1129 18:48:23.972456      15 main.go:67] Setting log level to: '1'
@@ -27,16 +27,9 @@ F1129 18:48:45.611529      15 main.go:59] failed to execute component: exit stat
 """
 
 
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[KubeflowServer]:
-    """A server that the environment names, looked at without pauses; no cluster, and nothing of the caller's own environment."""
-    for name in ("KFP_NAMESPACE", "KFP_CA", "KFP_UI", "KFP_TOKEN", "KFP_COOKIE", "KF_PIPELINES_SA_TOKEN_PATH", "FIRSTSIGHT_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(follow, "POLL_SECONDS", 0.01)
+@pytest.fixture(autouse=True)
+def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runninglogs.RunningLogs, "_pod", lambda self, step: None)
-    with kubeflow_server() as running:
-        monkeypatch.setenv("KFP_ENDPOINT", running.url)
-        yield running
 
 
 def run(*arguments: str) -> int:

@@ -2,7 +2,6 @@
 
 import re
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,13 +19,6 @@ from tests.servers import make_certificates
 from trainer.errors import InputError, RunError
 
 PARAMETERS = {"study_arms": "random", "jobs_nodes": "2"}
-
-
-@pytest.fixture
-def server() -> Iterator[KubeflowServer]:
-    """A server without a login."""
-    with kubeflow_server() as running:
-        yield running
 
 
 def connect(server: KubeflowServer, retry_seconds: float = 5.0, **options: str) -> Kubeflow:

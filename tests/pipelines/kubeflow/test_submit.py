@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,10 @@ from pipelines.__main__ import main
 from pipelines.kubeflow import components, follow, submit, upload
 from pipelines.planning.request import FIELDS
 from tests.pipelines.kubeflow.argo import FAILED, RUNNING, SUCCEEDED, Pod
-from tests.pipelines.kubeflow_server import KubeflowServer, kubeflow_server
+from tests.pipelines.kubeflow_server import KubeflowServer
 from trainer.storage import write_json
 
 REPOSITORY = Path(__file__).parents[3]
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[KubeflowServer]:
-    """A server that the environment names, looked at without pauses; nothing of the caller's own environment."""
-    for name in ("KFP_NAMESPACE", "KFP_CA", "KFP_UI", "KFP_TOKEN", "KFP_COOKIE", "KF_PIPELINES_SA_TOKEN_PATH", "FIRSTSIGHT_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(follow, "POLL_SECONDS", 0.01)
-    with kubeflow_server() as running:
-        monkeypatch.setenv("KFP_ENDPOINT", running.url)
-        yield running
 
 
 def run(*arguments: str) -> int:
@@ -91,14 +79,9 @@ def test_the_image_is_that_of_the_registered_pipeline_unless_one_is_named(server
     ("wrong", "named"),
     [
         (("--arms", "percetual"), "'percetual'"),
-        (("--seeds", "a"), "seeds"),
-        (("--recipe", "huge"), "'huge'"),
         (("--root", "runs"), "root must be a URI"),
         (("--pairs", "/home/me/pictures"), "pairs must be a URI"),
         (("--recipe", "mine.yaml"), "mine.yaml: no such file"),
-        (("--nodes", "-2"), "nodes"),
-        (("--max-reject-fraction", "2"), "between 0 and 1"),
-        (("--experiment", "My Run"), "My Run"),
         (("--endpoint", "kubeflow"), "KFP_ENDPOINT"),
         (("--pipelines-image", "two words"), "image"),
     ],

@@ -40,13 +40,13 @@ class Run:
         path = self.root / "experiments" / "smoke" / cell / stage / "starts.txt"
         return [int(line) for line in path.read_text().splitlines()] if path.exists() else []
 
-    def wait_for_start(self, count: int = 1) -> int:
-        """Until the contrastive stage of the random arm has begun so many times; its process."""
+    def wait_for_start(self) -> int:
+        """Until the contrastive stage of the random arm has begun; its process."""
         end = time.monotonic() + 240
-        while len(self.starts()) < count:
+        while not self.starts():
             assert time.monotonic() < end, "the stage has not begun"
             time.sleep(0.02)
-        return self.starts()[count - 1]
+        return self.starts()[0]
 
 
 @pytest.fixture
@@ -157,16 +157,15 @@ def test_a_stopped_run_leaves_no_process_and_the_next_one_goes_on(root: Path, nu
     assert Run(root, "--arms", "random", "--seeds", "0,1").end()[0] == 0
 
 
-def test_a_signal_is_answered_at_once_and_once(tmp_path: Path):
-    """By the handler itself, whatever the run waits for; the marker is there when it has spoken."""
-    display = Said()
-    with _signals(StopMarker(tmp_path / "stop"), display) as received:  # type: ignore[arg-type]
+def test_a_signal_leaves_the_marker_at_once_and_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    """It may arrive while this process prints, or imports what prints: the loop that waits for the pipeline says that it stops."""
+    with _signals(StopMarker(tmp_path / "stop")) as received:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
     assert received == [signal.SIGINT, signal.SIGINT]
-    assert [line.split()[0] for line in display.lines] == ["stopping…"]
     assert (tmp_path / "stop").exists()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_stop_needs_no_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -17,6 +17,7 @@ from trainer.errors import InputError
         ('links: {dashboard: "http://x/\\n{run}"}', "links.dashboard must be an address on one line"),
         ("placement: {compil: true}", "placement: compil is not a setting: did you mean compile?"),
         (f"placement: {{watchdog_seconds: 1{'0' * 400}}}", "watchdog_seconds must be a number of at most 64 bits"),
+        ("jobs: {nodes: 0}", "jobs.nodes must be between 1 and 1024, got 0"),
         ("jobs: {nodes: 100000}", "jobs.nodes must be between 1 and 1024, got 100000"),
         ("jobs: {gpus_per_node: 65}", "jobs.gpus_per_node must be between 0 and 64, got 65"),
         ("jobs: {cpu: 8Gi}", "jobs.cpu must be a number of cores such as 4 or 500m, got '8Gi'"),

@@ -172,11 +172,7 @@ def test_a_run_on_one_machine_is_shown_no_kubectl(asked: dict[str, Any], tmp_pat
     [
         ({"arms": "random,percetual"}, "'percetual'"),
         ({"seeds": "0,,1"}, "seeds"),
-        ({"recipe": "huge"}, "'huge'"),
         ({"arms": "judged"}, "FLIP"),
-        ({"nodes": "-1"}, "nodes"),
-        ({"resume": "perhaps"}, "resume"),
-        ({"max_reject_fraction": "1.5"}, "max_reject_fraction"),
         ({"arms": "from:/home/me/tower"}, "arms must be a URI"),
         ({"pairs": "pictures"}, "pairs must be a URI"),
     ],

@@ -68,9 +68,9 @@ def write_rwkv(path: Path, photos: int = 10) -> str:
     return str(path)
 
 
-def serve_yfcc(web: Web, photos: int = 40) -> None:
+def serve_yfcc(web: Web) -> None:
     """Pictures of all photos, with every fault a server has: 404, 410, passing and lasting 500s, HTML, nothing, cut short, a redirect."""
-    for number in range(photos):
+    for number in range(40):
         web.pages[f"/images/{place(number)}"] = picture(number)
     faults = {
         1: lambda count: (404, {}, b"<html>none</html>"),

@@ -12,8 +12,8 @@ from trainer.staging.foreign import entry, whole, without_surrogates
 def captions(copy: Copy, split: Split = "test") -> Converted:
     """Every test picture with all its captions.
 
-    Karpathy's file has splits and is preferred; COCO's own (`images`, `annotations`) gives all its pictures, which --list
-    narrows down.
+    Karpathy's file has splits and is preferred; from COCO's own (`images`, `annotations`) all pictures are taken, unless --only
+    selects some.
     """
     places = [name for name in copy.names if name.endswith(".json")]
     for name in places:

@@ -1,4 +1,4 @@
-"""The command `stage eval`. What is heavy is imported when it runs."""
+"""The command `stage eval`. Heavy modules are imported only when it runs."""
 
 import argparse
 

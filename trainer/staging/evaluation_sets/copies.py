@@ -23,16 +23,16 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".ppm", ".bmp", ".tif", ".ti
 
 
 Split = Literal["test", "train"]
-"""Of a copy: what models are measured on, or what probes learn from."""
+"""Split of a copy: `test` measures models, `train` trains probes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One picture: where it is in the copy, its bytes when they are asked for, and what is right about it.
+    """One picture: its place in the copy, a function that reads it, and its ground truth.
 
     Attributes:
         name: unique in the set.
-        image: gives the encoded picture.
+        image: returns the encoded picture.
         label: class; -1 for multi-label and retrieval.
         targets: (C,) of 0 and 1, for multi-label.
         captions: for retrieval.
@@ -55,7 +55,7 @@ class Converted:
 
 
 class Copy:
-    """The files below a folder, found by how their paths end: an archive's top folder may be there or not.
+    """The files below a folder, found by the end of their paths, so that an archive's top folder may be present or not.
 
     Attributes:
         uri: of the folder.
@@ -71,21 +71,21 @@ class Copy:
             self._by_file.setdefault(name.rsplit("/", 1)[-1], []).append(name)
 
     def find(self, ending: str) -> str | None:
-        """The one file whose path ends so (`.gz` may follow), the shortest path of several; None if there is none."""
+        """The file whose path ends with `ending` or `ending.gz`, the shortest path if several; None if there is none."""
         found = []
         for end in (ending, f"{ending}.gz"):
             found += [name for name in self._by_file.get(end.rsplit("/", 1)[-1], []) if f"/{name}".endswith(f"/{end}")]
         return min(found, key=lambda name: (name.count("/"), name)) if found else None
 
     def require(self, ending: str) -> str:
-        """The same; InputError naming what is missing."""
+        """Like `find`, but InputError if there is none."""
         found = self.find(ending)
         if found is None:
             raise InputError(f"{self.uri}: no {ending} in this copy")
         return found
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file, unpacked if it ends in `.gz`. InputError if they are more than is read, or damaged."""
+        """The bytes of a file, unpacked if it ends in `.gz`. InputError if they exceed the limit or are damaged."""
         check_size(self._files[name].size, MAX_COPY_FILE_BYTES, f"{self.uri}/{name}")
         data = read_bytes(self._files[name].uri)
         return gunzip(data, f"{self.uri}/{name}", MAX_UNPACKED_BYTES) if name.endswith(".gz") else data
@@ -100,13 +100,13 @@ class Copy:
         return [line.strip() for line in lines_of(text_of(self.read(name), f"{self.uri}/{name}")) if line.strip()]
 
     def reader(self, name: str) -> Callable[[], bytes]:
-        """Reads a file of the copy later; InputError now where it is missing."""
+        """A function that reads a file of the copy; InputError now if it is missing."""
         if name not in self._files:
             raise InputError(f"{self.uri}: {name} is listed but missing")
         return lambda: self.read(name)
 
     def base(self, name: str, ending: str) -> str:
-        """What stands before `ending` in a path: the copy's top folder, with its slash, or nothing."""
+        """The part of a path before `ending`: the copy's top folder with its slash, or nothing."""
         return name.removesuffix(".gz").removesuffix(ending)
 
     def images(self) -> Iterator[str]:
@@ -122,9 +122,9 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def as_kept(data: bytes, name: str) -> tuple[str, bytes]:
-    """Suffix and bytes of a picture: as they are where peers read the format, else the same pixels as PNG.
+    """Suffix and bytes of a picture: unchanged if CLIP_benchmark reads the format, else the same pixels as PNG.
 
-    Neither turned by EXIF nor changed otherwise: peers do not either, and figures are compared with theirs.
+    EXIF orientation is not applied and nothing else changed, as in CLIP_benchmark, so that results are comparable.
 
     Raises:
         InputError: not a picture, or cut short.

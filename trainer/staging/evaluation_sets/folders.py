@@ -1,4 +1,4 @@
-"""Sets that come as one folder a class, the ImageNet family among them."""
+"""Sets with one folder per class, including the ImageNet family."""
 
 import re
 
@@ -12,7 +12,7 @@ _SYNSETS = ("LOC_synset_mapping.txt", "synset_words.txt", "words.txt")
 
 
 def class_folders(copy: Copy, split: Split = "test") -> Converted:
-    """Each class a folder of pictures, below `test/` or `val/` where there is one; labels follow the sorted folders.
+    """One folder of pictures per class, below `test/` or `val/` if there is one; labels follow the sorted folders.
 
     Folders that are all numbers are sorted as numbers (ImageNet-V2's). Training pictures lie below `train/` and have the test's classes.
     """
@@ -40,7 +40,7 @@ def imagenet(copy: Copy, split: Split = "test") -> Converted:
 
 
 def imagenet_subset(copy: Copy, split: Split = "test") -> Converted:
-    """ImageNet-A and -R: 200 folders by WordNet id; which of the 1000 they are says ImageNet's own LOC_synset_mapping.txt."""
+    """ImageNet-A and -R: 200 folders by WordNet id; ImageNet's LOC_synset_mapping.txt maps them to the 1000 classes."""
     converted = class_folders(copy, split)
     wnids = converted.classnames
     if not all(_WNID.fullmatch(wnid) for wnid in wnids):
@@ -56,7 +56,7 @@ def imagenet_subset(copy: Copy, split: Split = "test") -> Converted:
 
 
 def _test_images(copy: Copy) -> list[str]:
-    """Pictures below a folder, of the test split where the copy has splits."""
+    """Pictures in class folders; only the test split if the copy has splits."""
     names = [name for name in copy.images() if "/" in name]
     for split in _SPLITS:
         within = [name for name in names if split in name.split("/")[:-2]]

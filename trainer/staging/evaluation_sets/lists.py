@@ -1,4 +1,4 @@
-"""Sets that come as a list of test pictures beside a folder of all."""
+"""Sets with a list of test pictures beside a folder of all pictures."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ def food_101(copy: Copy, split: Split = "test") -> Converted:
 
 
 def dtd(copy: Copy, split: Split = "test") -> Converted:
-    """labels/test1.txt of `class/picture.jpg`, images/; to learn from, train1.txt and val1.txt."""
+    """labels/test1.txt of `class/picture.jpg`, images/; for training, train1.txt and val1.txt."""
     base = copy.base(copy.require("labels/test1.txt"), "labels/test1.txt")
     tested = copy.lines("labels/test1.txt")
     listed = tested if split == "test" else [*copy.lines("labels/train1.txt"), *copy.lines("labels/val1.txt")]
@@ -30,7 +30,7 @@ def dtd(copy: Copy, split: Split = "test") -> Converted:
 def birdsnap(copy: Copy, split: Split = "test") -> Converted:
     """test_images.txt of `class/picture.jpg`, images/; pictures whose links died are left out and counted at the end.
 
-    What it does not list of images/ is there to learn from.
+    Pictures in images/ that it does not list are for training.
     """
     name = copy.require("test_images.txt")
     base = copy.base(name, "test_images.txt")
@@ -88,7 +88,7 @@ def _pets(copy: Copy, ending: str) -> list[tuple[str, int]]:
 
 
 def flowers_102(copy: Copy, split: Split = "test") -> Converted:
-    """imagelabels.mat, setid.mat (tstid; to learn from, trnid and valid), jpg/image_00001.jpg …; names come from the prompts."""
+    """imagelabels.mat, setid.mat (tstid; for training, trnid and valid), jpg/image_00001.jpg …; names come from the prompts."""
     labels, parts = read_mat(copy, "imagelabels.mat", "labels")[0].flatten(), ("tstid",) if split == "test" else ("trnid", "valid")
     listed = [(part, value) for part, values in zip(parts, read_mat(copy, "setid.mat", *parts), strict=True) for value in values.flatten()]
     rows = []

@@ -1,4 +1,4 @@
-"""MATLAB files of version 5, within bounds: scipy's reader takes what they declare at its word."""
+"""MATLAB files of version 5, read within limits: scipy's reader trusts whatever sizes they declare."""
 
 import io
 import itertools
@@ -22,14 +22,14 @@ _BROKEN = (
     ValueError, TypeError, LookupError, AttributeError, ArithmeticError, OSError, EOFError, RuntimeError, MemoryError, AssertionError,
     zlib.error,
 )  # fmt: skip
-"""What scipy raises on bytes that are no MATLAB file, by kind of damage; NotImplementedError (version 7.3) is a RuntimeError."""
+"""What scipy raises on invalid MATLAB files, by kind of damage; NotImplementedError (version 7.3) is a RuntimeError."""
 
 
 def read_mat(copy: Copy, ending: str, *names: str, squeeze: bool = True) -> list[NDArray[Any]]:
     """Variables of a MATLAB file of the copy, each an array of at least one dimension.
 
     Raises:
-        InputError: not such a file, without one of the variables, or larger than the bounds once unpacked.
+        InputError: not such a file, a variable is missing, or it exceeds the limits once unpacked.
     """
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError, whosmat
@@ -53,7 +53,7 @@ def read_mat(copy: Copy, ending: str, *names: str, squeeze: bool = True) -> list
 
 
 def _check_unpacked(data: bytes, where: str) -> None:
-    """Refuse a file whose elements hold more than is read once they are unpacked, or what scipy would take too much memory or stack for."""
+    """Refuse a file whose elements exceed the limits once unpacked, or for which scipy would need too much memory or stack."""
     order: _Order = "big" if data[126:128] == b"MI" else "little"
     total = cells = 0
     for kind, start, end in _elements(data, 128, len(data), order):
@@ -72,17 +72,17 @@ def _check_unpacked(data: bytes, where: str) -> None:
 
 
 def _elements(data: bytes | bytearray, start: int, end: int, order: _Order) -> Iterator[tuple[int, int, int]]:
-    """Type, begin and end of each element that lies between two places."""
+    """Type, start and end of each element between two positions."""
     while start + 8 <= end:
         kind, size = (int.from_bytes(data[place : place + 4], order) for place in (start, start + 4))
-        small = kind >> 16  # of at most four bytes, which stand in the tag itself
+        small = kind >> 16  # size of an element of at most four bytes, stored in the tag itself
         begin, size = (start + 4, small) if small else (start + 8, size)
         yield kind & 0xFFFF, begin, min(begin + size, end)
         start = start + 8 if small else begin + size + (-size % 8 if kind != _COMPRESSED else 0)
 
 
 def _count_cells(data: bytes | bytearray, start: int, end: int, order: _Order, where: str) -> int:
-    """Matrices between two places, inside each other too, and how many more they declare; InputError if they lie too deep."""
+    """Matrices between two positions, nested ones included, plus those that they declare; InputError if nested too deep."""
     count, waiting = 0, [(start, end, 1)]
     while waiting:
         start, end, depth = waiting.pop()
@@ -98,7 +98,7 @@ def _count_cells(data: bytes | bytearray, start: int, end: int, order: _Order, w
 
 
 def _declared_cells(data: bytes | bytearray, start: int, end: int, order: _Order) -> int:
-    """How many matrices a matrix says that it holds; 0 where it holds numbers or text."""
+    """How many matrices a matrix declares to contain; 0 if it contains numbers or text."""
     parts = [(begin, stop) for _, begin, stop in itertools.islice(_elements(data, start, end, order), 2)]
     if len(parts) < 2 or int.from_bytes(data[parts[0][0] : parts[0][0] + 4], order) & 0xFF not in _HOLDERS:
         return 0

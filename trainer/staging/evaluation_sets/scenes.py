@@ -23,7 +23,7 @@ _MAX_SIDE = 1_000_000  # pixels; no picture is as wide
 
 
 def voc2007(copy: Copy, split: Split = "test") -> Converted:
-    """Every annotated object of the test pictures (of trainval's, to learn from), cut out along its box and kept lossless."""
+    """Every annotated object of the test pictures (for training, of trainval's), cropped to its box and stored lossless."""
 
     def rows() -> Iterator[Row]:
         for picture, objects in _voc_objects(copy, split):
@@ -74,7 +74,7 @@ def _cut(read: Callable[[], bytes], name: str, box: Box) -> bytes:
 
 
 def clevr_count(copy: Copy, split: Split = "test") -> Converted:
-    """How many objects: three to ten, as VTAB's count_all on the validation pictures; CLEVR's training pictures are there to learn from."""
+    """Number of objects, three to ten, as VTAB's count_all on the validation pictures; CLEVR's training pictures train probes."""
     names = ("three", "four", "five", "six", "seven", "eight", "nine", "ten")
     return Converted(rows=_clevr(copy, split, lambda objects, where: len(objects) - 3, len(names)), classnames=names)
 

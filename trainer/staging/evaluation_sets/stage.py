@@ -37,7 +37,7 @@ CONVERTERS: dict[str, Callable[..., Converted]] = {
 """How each set's authors ship it. The others (Caltech-101, EuroSAT, RESISC45, PCam, Country211, Rendered SST2) are class
 folders; and any set is read from CLIP_benchmark's layout."""
 _UNSPLIT = ("caltech-101", "eurosat", "resisc45", "kitti-distance")
-"""Sets that their authors ship in one piece: VTAB's library draws the test pictures."""
+"""Sets that their authors publish without a split: VTAB's library draws the test pictures."""
 
 
 def stage_evaluation(*, name: str, root: str, source: str, prompts: str = "", only: str = "", train: bool = False) -> tuple[str, str]:
@@ -48,14 +48,14 @@ def stage_evaluation(*, name: str, root: str, source: str, prompts: str = "", on
         root: store URI under which datasets/ goes.
         source: URI of the copy's folder.
         prompts: URI of the folder with CLIP_benchmark's class names and templates; empty: the copy's own.
-        only: URI of a text file that names the test pictures, one per line (their path, file name or stem); empty: all.
-        train: also take the training split, which probes learn from.
+        only: URI of a text file that names the test pictures, one per line (path, file name or stem); empty: all.
+        train: also stage the training split, on which probes are trained.
 
     Returns:
         URI and identity of the sealed set. A set that was staged before is reused.
 
     Raises:
-        InputError: an unknown set, or a copy that is not what the set should be, or one without the training pictures asked for.
+        InputError: unknown set, a copy that does not match it, or one without the requested training pictures.
     """
     facts = find_set(name)
     if train:
@@ -92,7 +92,7 @@ def stage_evaluation(*, name: str, root: str, source: str, prompts: str = "", on
 
 
 def _lines(names: Sequence[str], where: str) -> list[str]:
-    """Names as they can be written one per line; InputError if nothing is left of one.
+    """Names cleaned so that they can be written one per line; InputError if one becomes empty.
 
     A name that is empty as published (a band of clevr-dist) stays: its prompt is the template alone.
     """
@@ -112,7 +112,7 @@ def _require_training(facts: EvaluationSetFacts) -> None:
 
 
 def _training(facts: EvaluationSetFacts, copy: Copy, wanted: set[str]) -> Iterable[Row]:
-    """The training pictures of a copy; of one without a split those that the list of test pictures does not name."""
+    """The training pictures of a copy; without a split, those not in the list of test pictures."""
     if tars.is_layout(copy):
         if not tars.is_layout(copy, "train"):
             raise InputError(f"{copy.uri}: --train takes train/nshards.txt beside test/nshards.txt, but there is none here")
@@ -156,13 +156,13 @@ def _select(rows: Iterable[Row], wanted: set[str], where: str) -> Iterator[Row]:
 
 
 def _names(row: Row) -> set[str]:
-    """By which a list may name a row: its path, file name or stem."""
+    """The names by which a list may refer to a row: path, file name and stem."""
     file = row.name.rsplit("/", 1)[-1]
     return {row.name, file, file.rsplit(".", 1)[0]}
 
 
 def _write(folder: str, plan: Plan, facts: EvaluationSetFacts, rows: Mapping[str, Iterable[Row]], said: dict[str, Any]) -> Manifest:
-    """Shards, the layout's text files, and the manifest last."""
+    """Write the shards, the layout's text files, and finally the manifest."""
     plan = write_plan(folder, plan)
     for number in slices_to_make(folder, plan):
         _write_slice(folder, plan, number, facts, rows[plan.splits[number]], len(said["classnames"]))
@@ -192,7 +192,7 @@ def _write_slice(folder: str, plan: Plan, number: int, facts: EvaluationSetFacts
 
 
 def _answer(facts: EvaluationSetFacts, row: Row, num_classes: int) -> tuple[str, bytes]:
-    """Column and bytes of what is right about a row."""
+    """Column and bytes of a row's ground truth."""
     if facts.task == "zeroshot_retrieval":
         return "txt", "\n".join(row.captions).encode()
     if row.targets is not None:

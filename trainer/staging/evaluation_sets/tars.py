@@ -1,4 +1,4 @@
-"""A copy that is in CLIP_benchmark's layout already: its shards are read, and written again with index and manifest."""
+"""A copy already in CLIP_benchmark's layout: its shards are read, and rewritten with index and manifest."""
 
 from collections.abc import Iterator
 from functools import partial

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from trainer.errors import InputError
 
 PRIVATE_VARIABLE = "FIRSTSIGHT_PRIVATE_SOURCES"
-"""CIDR blocks, separated by commas, that may be fetched from although they are not on the public Internet; empty: none."""
+"""Comma-separated CIDR blocks from which fetching is allowed although they are not on the public Internet; empty: none."""
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _UNICAST = ipaddress.IPv6Network("2000::/3")
-"""All of IPv6 that is routed on the Internet; site-local, multicast and IPv4-compatible addresses lie outside it."""
+"""The part of IPv6 routed on the Internet; site-local, multicast and IPv4-compatible addresses are outside it."""
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _COMPATIBLE = ipaddress.IPv6Network("::/96")
 _CREDENTIALS = frozenset(
@@ -33,11 +33,11 @@ _CREDENTIALS = frozenset(
         "168.63.129.16",  # Azure's host, a public address by its number
     )
 )  # fmt: skip
-"""Where clouds hand credentials to whoever asks from inside: no range opens them."""
+"""Addresses at which clouds hand credentials to any caller inside: no setting allows them."""
 
 
 class PrivateAddressError(Exception):
-    """Nothing was sent: what a URL names is at an address that may not be fetched from."""
+    """The URL's host is at an address from which fetching is not allowed; nothing was sent."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ class Reachable:
     """The addresses that may be fetched from.
 
     Attributes:
-        networks: that are open beside the public Internet.
+        networks: allowed networks in addition to the public Internet.
     """
 
     networks: tuple[_Network, ...] = ()
 
     @classmethod
     def from_environment(cls) -> "Reachable":
-        """As FIRSTSIGHT_PRIVATE_SOURCES says; InputError if it is no list of CIDR blocks."""
+        """Read FIRSTSIGHT_PRIVATE_SOURCES; InputError if it is not a list of CIDR blocks."""
         return cls.parse(os.environ.get(PRIVATE_VARIABLE, "").split(","), PRIVATE_VARIABLE)
 
     @classmethod
@@ -84,7 +84,7 @@ class Reachable:
 
 
 def _inner(address: _Address) -> ipaddress.IPv4Address | None:
-    """The IPv4 address to which an IPv6 one leads: mapped, compatible, by NAT64, by 6to4, by Teredo; else None."""
+    """The IPv4 address embedded in an IPv6 one (mapped, compatible, NAT64, 6to4 or Teredo); else None."""
     if isinstance(address, ipaddress.IPv4Address):
         return None
     if address in _NAT64 or (address in _COMPATIBLE and int(address) > 1):  # :: and ::1 are addresses of their own
@@ -96,8 +96,8 @@ def permitted(host: str, port: int, reachable: Reachable) -> list[str]:
     """The addresses of a host that may be fetched from, in the resolver's order.
 
     Raises:
-        PrivateAddressError: it has others only.
-        OSError: it has none.
+        PrivateAddressError: none of its addresses is allowed.
+        OSError: it has no address.
     """
     found = dict.fromkeys(str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
     allowed = [address for address in found if reachable.allows(address)]

@@ -1,4 +1,4 @@
-"""What becomes of the texts that came with a picture: one caption or several, or none worth keeping."""
+"""Turn the texts that came with a picture into one or more captions, or none."""
 
 import re
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ _URLS = re.compile(r"http\S+|www\S+")
 
 
 def clean_captions(policy: str, texts: Sequence[str | None]) -> list[str]:
-    """The captions of one picture under a policy, white space made single, empty ones left out.
+    """The captions of one picture under a policy, with white space collapsed and empty ones left out.
 
     Args:
         policy: one of POLICIES.

@@ -29,26 +29,26 @@ _PIECE_BYTES = 1 << 20
 _REDIRECTS = 5
 _HEADER_SECONDS = 60.0
 _LEAST_BYTES = 64 << 10
-"""What must arrive before the time limit starts again: a server that drips a byte now and then sends nothing."""
+"""Bytes that must arrive before the time limit restarts, so that a server cannot stall by dripping single bytes."""
 _RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})$")
 BROKEN_ZIP = (
     zipfile.BadZipFile, EOFError, ValueError, LookupError, OverflowError, RuntimeError, zlib.error, lzma.LZMAError,
 )  # fmt: skip
-"""What zipfile raises on bytes that are no zip, by kind of damage; NotImplementedError is a RuntimeError."""
+"""What zipfile raises on invalid zips, by kind of damage; NotImplementedError is a RuntimeError."""
 
 
 def download(url: str, target: Path, *, contact: str = "", retry_seconds: float = 600.0) -> None:
-    """Fetch one file into `target`, going on from what an earlier try left in `<target>.partial`.
+    """Fetch one file into `target`, resuming from `<target>.partial` if an earlier try left one.
 
     Args:
         url: http or https.
-        target: local file; when it is there it is whole.
-        contact: mail or URL that the server is told.
-        retry_seconds: how long nothing may come before it is given up.
+        target: local file; it exists only once it is complete.
+        contact: e-mail address or URL sent to the server.
+        retry_seconds: how long nothing may arrive before giving up.
 
     Raises:
-        InputError: the server refuses it (404 and the like), or it leads away from the web or to an address inside.
-        RunError: nothing came for that long.
+        InputError: the server refuses it (404 and the like), or it redirects off the web or to a private address.
+        RunError: nothing arrived for that long.
     """
     if target.exists():
         return
@@ -83,7 +83,7 @@ def download(url: str, target: Path, *, contact: str = "", retry_seconds: float 
 
 
 class _WrongAnswerError(Exception):
-    """An answer that is not what was asked for; another try may bring it."""
+    """The response does not match the request; another try may succeed."""
 
 
 def _size(path: Path) -> int:
@@ -91,7 +91,7 @@ def _size(path: Path) -> int:
 
 
 def _version(note: Path) -> str:
-    """Of the file that an earlier try began to fetch; empty if its note is missing, damaged or no header's value."""
+    """Version of the file that an earlier try began to fetch; empty if its note is missing, damaged or not a valid header value."""
     try:
         value = json.loads(note.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -103,11 +103,11 @@ def _version(note: Path) -> str:
 def _resume_download(
     pool: urllib3.PoolManager, url: str, headers: dict[str, str], partial: Path, note: Path, retries: Retries, patience: float
 ) -> int:
-    """One try: append what comes to `partial`; returns the size of the whole file."""
+    """One try: append what arrives to `partial`; returns the size of the whole file."""
     start = _size(partial)
     version = _version(note) if start else ""
     if not version:
-        start = 0  # without knowing which version it is of, a part is worth nothing
+        start = 0  # a part of an unknown version is worthless
     wanted = {**headers, "Range": f"bytes={start}-", "If-Range": version} if start else headers
     with _open(pool, url, wanted, retries) as response:
         if response.status == 416:  # nothing is left, if it is the same version still
@@ -141,7 +141,7 @@ def _check_range(said: str, start: int, length: int) -> None:
 
 
 def _pieces(response: urllib3.BaseHTTPResponse, retries: Retries, patience: float) -> Iterator[bytes]:
-    """The body as it comes; TimeoutError if less than _LEAST_BYTES come within the patience, however steadily they drip."""
+    """The body as it arrives; TimeoutError if less than _LEAST_BYTES arrive within `patience` seconds."""
     came, since = 0, time.monotonic()
     while piece := response.read1(_PIECE_BYTES, decode_content=False):
         yield piece
@@ -154,13 +154,13 @@ def _pieces(response: urllib3.BaseHTTPResponse, retries: Retries, patience: floa
 
 
 def _open(pool: urllib3.PoolManager, url: str, headers: dict[str, str], retries: Retries) -> urllib3.BaseHTTPResponse:
-    """The answer to a request, redirects followed; InputError if the server refuses."""
+    """The response after following redirects; InputError if the server refuses."""
     first, redirects = url, 0
     while True:
         response = pool.request("GET", url, headers=headers, preload_content=False, redirect=False)
         if response.status in (200, 206, 416):
             return response
-        response.close()  # its body is of no use, and need not end
+        response.close()  # its body is useless, and may never end
         if response.status in (301, 302, 303, 307, 308):
             redirects += 1
             if redirects > _REDIRECTS:
@@ -176,15 +176,15 @@ def _open(pool: urllib3.PoolManager, url: str, headers: dict[str, str], retries:
 
 
 def unpack(archive: Path, folder: Path, place: str = "") -> int:
-    """Unpack a zip into `folder`; returns the number of files. Files that are there with the right size are kept.
+    """Unpack a zip into `folder`; returns the number of files. Existing files of the right size are kept.
 
     Args:
         archive: local zip.
         folder: nothing is ever written outside it.
-        place: `ref` or `distort`: where members belong whose names do not say so.
+        place: `ref` or `distort`: the folder for members whose names do not include it.
 
     Raises:
-        RunError: not a zip, cut short, damaged, larger than the bounds on zips, or a name that leads out of the folder.
+        RunError: not a zip, truncated, damaged, beyond the limits on zips, or a name that leads out of the folder.
     """
     count = 0
     try:
@@ -209,11 +209,11 @@ def unpack(archive: Path, folder: Path, place: str = "") -> int:
 
 
 def files_of(file: zipfile.ZipFile, archive: Path | str, archive_bytes: int, place: str) -> Iterator[tuple[zipfile.ZipInfo, PurePosixPath]]:
-    """The files of a zip, and where each belongs in NIGHTS' layout, when all of them together stay within the bounds.
+    """The files of a zip, checked against the limits, with each one's place in NIGHTS' layout.
 
     Raises:
-        InputError: too many files, or too many bytes once unpacked, of one file or of all.
-        RunError: a name that leads out of the folder, or none.
+        InputError: too many files, or a file or all files together are too large once unpacked.
+        RunError: a name is empty or leads out of the folder.
     """
     found = [info for info in file.infolist() if not info.filename.endswith("/")]
     if len(found) > MAX_ARCHIVE_MEMBERS:
@@ -252,7 +252,7 @@ def layout_name(archive: Path | str, member: zipfile.ZipInfo, place: str) -> Pur
 
 
 def _unpack_member(file: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
-    """Write one member, whole or not at all; zipfile gives no more bytes of it than its entry says."""
+    """Write one member atomically; zipfile returns no more bytes than its entry declares."""
     partial = target.with_name(target.name + ".partial")
     try:
         with naming_full_disk(str(target), target.parent):
@@ -268,15 +268,15 @@ def _unpack_member(file: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path)
 
 
 def fetch_nights(source: str, table: str, folder: Path, *, contact: str = "", keep: bool = False, chunks: int = 100) -> Path:
-    """Bring NIGHTS into `folder`, in its layout; whatever is there already is not brought again.
+    """Download NIGHTS into `folder`, in its layout; files already there are not downloaded again.
 
     Args:
         source: `…/nights.zip` (a URL or a local file), or the URL or local folder of the chunks ({ref,distort}/000.zip …).
-        table: URL or path of data.csv, which the chunks do not hold; empty for nights.zip.
-        folder: local.
-        contact: mail or URL that the server is told.
+        table: URL or path of data.csv, which the chunks do not contain; empty for nights.zip.
+        folder: local folder.
+        contact: e-mail address or URL sent to the server.
         keep: keep the zips once they are unpacked.
-        chunks: how many there are of each sort.
+        chunks: number of chunks of each kind.
     """
     if source.endswith(".zip"):
         wanted = [(source, "")]

@@ -1,7 +1,7 @@
 """`stage fetch`: the pictures of a slice are fetched by threads, decoded and encoded by processes, and written in order.
 
-What a slice needs of memory is bounded by configuration: finished answers wait for their turn within `buffer_mb`, and
-at most `concurrency` more are on their way.
+A slice's memory is bounded by configuration: fetched responses wait for their turn within `buffer_mb`, and at most
+`concurrency` more are in flight.
 """
 
 import multiprocessing
@@ -35,23 +35,23 @@ from trainer.staging.writer import SliceWriter
 from trainer.storage import MissingObject, join, open_store
 
 INDEX_VARIABLE = "JOB_COMPLETION_INDEX"
-"""Of a pod of an Indexed Job: which of its completions it is."""
+"""The variable with a pod's completion index in an Indexed Job."""
 
-_AHEAD = 2048  # rows begun before the one that is written: a late answer holds nobody up
+_AHEAD = 2048  # rows started beyond the one being written, so that a slow response does not hold up the others
 _MAKING = 32
 _Samples = Generator[Sample | Reject, None, None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FetchSettings:
-    """How fast, how politely, within what memory.
+    """Speed, politeness and memory limits of fetching.
 
     Attributes:
-        http: how HTTP servers are asked.
-        images: another place to find the pictures of the plan's image base (a mirror); empty: the plan's own.
+        http: settings for HTTP servers.
+        images: base URI that replaces the plan's image base (a mirror); empty: the plan's own.
         concurrency: requests at a time.
-        processes: that decode and encode; 0: threads of this process.
-        buffer_mb: fetched bytes that wait for their turn.
+        processes: number of processes that decode and encode; 0: threads of this process.
+        buffer_mb: MB of fetched data that wait for their turn.
     """
 
     http: HttpSettings = field(default_factory=HttpSettings)
@@ -69,10 +69,10 @@ class FetchSettings:
 
 
 def parse_part(text: str) -> tuple[int, int]:
-    """`i/n` as two numbers; `index/n` takes i from JOB_COMPLETION_INDEX, which each pod of an Indexed Job has.
+    """Parse `i/n`; `index/n` takes i from JOB_COMPLETION_INDEX, which is set in each pod of an Indexed Job.
 
     Raises:
-        InputError: i is not one of 0 … n-1, or there is no such variable.
+        InputError: i is not one of 0 … n-1, or the variable is not set.
     """
     part, _, parts = text.partition("/")
     given = f"--slice {text}"
@@ -90,16 +90,16 @@ def fetch(folder: str, part: int, parts: int, settings: FetchSettings) -> dict[s
     """Make every slice whose number is `part` modulo `parts`, except those that are done and whole.
 
     Args:
-        folder: that `stage plan` printed.
-        part: which of the machines this is, from 0.
-        parts: how many there are; it never changes a byte.
-        settings: see there.
+        folder: the folder that `stage plan` printed.
+        part: number of this machine, from 0.
+        parts: number of machines; it never changes a byte.
+        settings: see FetchSettings.
 
     Returns:
-        Slices that fell to this part, and how many of them were made now.
+        Number of slices of this part, and how many of them were made now.
 
     Raises:
-        OutageError: nothing answered any more; the slice is not done.
+        OutageError: the network or the server is down; the slice is not done.
     """
     plan = read_plan(folder)
     mine = range(part, len(plan.splits), parts)
@@ -128,7 +128,7 @@ def fetch(folder: str, part: int, parts: int, settings: FetchSettings) -> dict[s
 
 
 def _make_slice(folder: str, plan: Plan, number: int, total: int, samples: _Samples, tokenize: Tokenizer) -> None:
-    """Write what comes, in order."""
+    """Write the samples of one slice, in order."""
     step = f"fetch {plan.name} {number + 1}/{len(plan.splits)}"
     with closing(samples), SliceWriter(folder, plan, number) as writer:
         for count, sample in enumerate(samples, start=1):
@@ -142,7 +142,7 @@ def _make_slice(folder: str, plan: Plan, number: int, total: int, samples: _Samp
 
 
 def _pool(stack: ExitStack, pool: Executor) -> Executor:
-    """A pool that is shut down with the stack; after an error, what has not begun is not begun any more."""
+    """A pool that is shut down with the stack; after an error, pending tasks are cancelled."""
     stack.callback(pool.shutdown, cancel_futures=True)
     return pool
 
@@ -182,7 +182,7 @@ def _samples(
 def _hand_over(
     row: RemoteRow, number: int, future: "Future[list[bytes]]", source: "_Pictures", make: "_Maker", makers: Executor
 ) -> "Future[Sample | Reject]":
-    """Wait for a row's pictures and give them to a maker; what could not be fetched is a reject already."""
+    """Wait for a row's pictures and pass them to a maker; a failed fetch becomes a reject."""
     source.turn_to(number)
     try:
         pictures = future.result()
@@ -195,7 +195,7 @@ def _hand_over(
 
 
 class _Pictures:
-    """Bytes of a row's pictures, over HTTP or from a store, no more of them ahead of their turn than the buffer takes."""
+    """Fetches the pictures of rows, over HTTP or from a store, never further ahead than the buffer allows."""
 
     def __init__(self, client: PoliteClient, base: str, most: int, *, zips: bool) -> None:
         self._client = client
@@ -208,9 +208,9 @@ class _Pictures:
         self.held = 0  # bytes that were fetched and wait for their turn
 
     def fetch(self, row: RemoteRow, number: int) -> list[bytes]:
-        """All pictures of a row; the first that fails fails it.
+        """All pictures of a row; if one fails, the row fails.
 
-        Rows are begun in order, so the one that is waited for has been begun before any that waits for room here.
+        Rows start in order, so the row that everybody waits for has started before any row that waits for room here.
         """
         with self._turn:
             self._turn.wait_for(lambda: self.held < self._most or number <= self._next or self._closed)
@@ -219,13 +219,13 @@ class _Pictures:
         return pictures
 
     def count(self, num_bytes: int) -> None:
-        """Note bytes that came, or (negative) that were taken."""
+        """Add bytes that arrived, or (negative) that were consumed."""
         with self._turn:
             self.held += num_bytes
             self._turn.notify_all()
 
     def turn_to(self, number: int) -> None:
-        """Row `number` is waited for: it needs no room."""
+        """Announce that row `number` is next: it need not wait for room."""
         with self._turn:
             self._next = number
             self._turn.notify_all()
@@ -241,7 +241,7 @@ class _Pictures:
         place = member.archive if member else image
         uri = place if "://" in place else join(self._base, place) if self._base else ""
         local = not is_web(uri)
-        if local and (not uri or "://" in place or ".." in place.split("/")):  # a list names web pages or paths below the base
+        if local and (not uri or "://" in place or ".." in place.split("/")):  # a list contains URLs or paths below the base
             raise FetchError("bad URL", image[:200])
         try:
             if member:
@@ -293,7 +293,7 @@ class _Maker:
 
 
 def _begin_maker(budget: Budget, spoken: dict[str, Any]) -> None:
-    """A decoding process shares its parent's budget, logs as it does, and ends when it was killed: nobody would send it anything more."""
+    """Initialise a decoding process: share the parent's budget and log format, and exit if the parent is killed."""
     use_budget(budget)
     logs.speak_as(spoken)
     threading.Thread(target=_wait_for_parent, daemon=True).start()

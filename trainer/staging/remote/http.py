@@ -1,7 +1,7 @@
-"""Fetching over HTTP as a good citizen and a fast one: bounded per host, backing off, named, and never led to an address inside.
+"""Fetch over HTTP, fast but politely: bounded per host, with back-off and a contact, and never from a private address.
 
-Whatever goes wrong with one URL is a FetchError with a cause of a few words, by which rejects are counted. When nothing
-answers any more it is no longer the URLs' fault: an Outage ends the slice, which is then run again.
+Any failure of one URL is a FetchError with a short cause, by which rejects are counted. If nothing responds any more, the
+URLs are not at fault: an OutageError ends the slice, which can then be run again.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ from trainer.storage.retries import PASSING_STATUSES, Backoff, retry_after
 
 _REDIRECTS = 5
 _DEAD_AFTER = 8  # failures to connect in a row, after which a host is not asked again
-_OUTAGE_AFTER = 100  # failures in a row over all hosts, after which the fault is taken to be near
+_OUTAGE_AFTER = 100  # failures in a row over all hosts, after which the network is considered down
 _PIECE = 1 << 16
 _DRAIN_SECONDS = 1.0  # for the body of a refusal, so that its connection can be used again
 _PASSING_CAUSES = ("timeout", "connect", "dns", "cut short", "wrong range")
@@ -45,7 +45,7 @@ _WEB = re.compile(r"https?://((?:[^\s/?#@\[\]\\]+|\[[0-9a-fA-F:.]+\])(?::\d+)?)(
 
 
 class FetchError(Exception):
-    """One URL that gave no bytes; `cause` is one of a few words, `detail` says more."""
+    """A URL could not be fetched; `cause` is a short phrase, `detail` says more."""
 
     def __init__(self, cause: str, detail: str) -> None:
         self.cause = cause
@@ -61,7 +61,7 @@ class FetchError(Exception):
 
 @dataclass(frozen=True)
 class Part:
-    """What a server sent: its bytes, and for a range how many the whole file has (0: not said)."""
+    """A server's response: its bytes and, for a range, the size of the whole file (0: unknown)."""
 
     data: bytes
     total: int
@@ -71,7 +71,7 @@ _Span = tuple[int, int] | None  # first byte and length, or all
 
 
 class OutageError(RunError):
-    """Nothing answers: the network or the one server that matters is down."""
+    """Nothing responds: the network, or the only server in use, is down."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +79,13 @@ class HttpSettings:
     """How one process behaves towards the servers it asks.
 
     Attributes:
-        contact: address or URL at which its operator can be reached, told to every server.
-        per_host: requests at one host at a time.
-        tries: of one URL, where the failure may pass.
-        connect_seconds: to make a connection.
-        read_seconds: without a byte.
-        total_seconds: for one try of one URL, however slowly bytes drip.
-        max_bytes: of one answer.
+        contact: e-mail address or URL of the operator, sent to every server.
+        per_host: concurrent requests per host.
+        tries: attempts per URL if the failure may be temporary.
+        connect_seconds: time to make a connection.
+        read_seconds: time without receiving a byte.
+        total_seconds: time for one attempt, however slowly bytes arrive.
+        max_bytes: size of one response.
         backoff_seconds: the first pause after 429 or 5xx, doubled each time.
     """
 
@@ -99,7 +99,7 @@ class HttpSettings:
     backoff_seconds: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check what would break every request."""
+        """Check settings that would break every request."""
         check_contact(self.contact)
 
 
@@ -111,7 +111,7 @@ def check_contact(contact: str) -> str:
 
 
 class _Host:
-    """What is known of one host: how many may ask it now, and how it fares."""
+    """The state of one host: free request slots, and recent failures."""
 
     def __init__(self, slots: int) -> None:
         self.slots = threading.BoundedSemaphore(slots)
@@ -138,20 +138,20 @@ class PoliteClient:
         self._failures_in_a_row = 0
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         self._pool.clear()
 
     def get(self, url: str) -> bytes:
-        """The bytes at a URL, redirects followed where they lead to the web.
+        """The bytes at a URL, following redirects within the web.
 
         Raises:
-            FetchError: this URL gives nothing.
-            OutageError: nothing does.
+            FetchError: this URL failed.
+            OutageError: every URL fails.
         """
         return self._follow(url, None).data
 
     def get_range(self, url: str, start: int, length: int) -> Part:
-        """At most `length` bytes from `start` (fewer where the file ends); a server that knows no ranges is a FetchError."""
+        """At most `length` bytes from `start` (fewer at the end of the file); FetchError if the server does not support ranges."""
         return self._follow(url, (start, length))
 
     def _follow(self, url: str, span: _Span) -> Part:
@@ -170,7 +170,7 @@ class PoliteClient:
             return self._hosts.setdefault(name, _Host(self.settings.per_host))
 
     def _retry(self, host: _Host, url: str, span: _Span) -> Part | str:
-        """What was asked for, or where a redirect leads."""
+        """The requested part, or the target of a redirect."""
         backoff = Backoff(self.settings.backoff_seconds, most=math.inf)
         for attempt in range(1, self.settings.tries + 1):
             if host.dead:
@@ -194,7 +194,7 @@ class PoliteClient:
         raise AssertionError
 
     def _once(self, host: _Host, url: str, span: _Span) -> tuple[Part | str | FetchError, bool, float]:
-        """One try: what came of it, whether another may do better, and the pause that the host asked for."""
+        """One try: its result, whether another may succeed, and the pause that the host asked for."""
         try:
             with self._answer(url, span) as response:
                 self._answered(host, response.status)
@@ -223,7 +223,7 @@ class PoliteClient:
 
     @contextlib.contextmanager
     def _answer(self, url: str, span: _Span) -> Iterator[urllib3.BaseHTTPResponse]:
-        """An answer whose body is read in pieces; a connection that was read to its end is used again."""
+        """A response whose body is read in pieces; a connection that was read to its end is reused."""
         headers = {**self._headers, "Range": f"bytes={span[0]}-{sum(span) - 1}"} if span else self._headers
         response = self._pool.request("GET", url, headers=headers, preload_content=False, redirect=False, retries=False)
         try:
@@ -233,11 +233,11 @@ class PoliteClient:
             else:
                 _drain(response)
         finally:
-            if response.connection is not None:  # in mid-body still: the rest is not worth reading
+            if response.connection is not None:  # still in mid-body: the rest is not worth reading
                 response.close()
 
     def _range(self, response: urllib3.BaseHTTPResponse, url: str, start: int, length: int) -> Part:
-        """The part of a file that was asked for, and no other."""
+        """Exactly the requested part of a file."""
         said = response.headers.get("content-range", "")
         found = _RANGE.match(said)
         first, last, total = (int(group) if group.isdecimal() else 0 for group in found.groups()) if found else (-1, -1, 0)
@@ -292,7 +292,7 @@ def announced_length(response: urllib3.BaseHTTPResponse) -> int | None:
 
 
 def _drain(response: urllib3.BaseHTTPResponse) -> None:
-    """Read a short body that nobody wants, so that its connection can be used again; whatever is wrong with it is no matter."""
+    """Read and discard a short body, ignoring errors, so that its connection can be reused."""
     length, deadline = announced_length(response), time.monotonic() + _DRAIN_SECONDS
     if length is not None and length <= _PIECE:
         with contextlib.suppress(HTTPError, OSError, http.client.HTTPException):
@@ -313,7 +313,7 @@ def _cause(error: Exception) -> str:
 
 
 def _is_final(error: Exception) -> bool:
-    """A name that does not exist or a certificate that is wrong stays so."""
+    """Whether retrying is pointless: an unknown host name or an invalid certificate."""
     if isinstance(error, NameResolutionError):
         reason = error.__cause__
         return isinstance(reason, socket.gaierror) and reason.errno in (socket.EAI_NONAME, socket.EAI_NODATA)
@@ -326,7 +326,7 @@ def is_web(uri: str) -> bool:
 
 
 def base_of(option: str, uri: str) -> str:
-    """A URI that paths are put after, whole; InputError if none can be, or where it carries credentials."""
+    """A base URI to which paths can be appended; InputError if it is not one, or contains credentials."""
     if is_web(uri) and (holds_credentials(uri) or "?" in uri or "#" in uri):
         raise InputError(
             f"{option} {uri}: must be a base URI to which paths can be appended, without user, query or signature: fetch through a mirror, "
@@ -336,7 +336,7 @@ def base_of(option: str, uri: str) -> str:
 
 
 def host_of(url: str) -> str:
-    """Host and port of a URL in lower case; FetchError if it is no address on the web, or holds a user's name."""
+    """Host and port of a URL in lower case; FetchError if it is not a web URL, or contains a user name."""
     place = _WEB.match(url)
     if not place:
         raise FetchError("bad URL", repr(without_signatures(url)[:200]))
@@ -344,7 +344,7 @@ def host_of(url: str) -> str:
 
 
 def follow(url: str, location: str) -> str:
-    """Where a redirect of `url` leads; FetchError if that is not the web. The next connection judges its address."""
+    """The target of a redirect of `url`; FetchError if it is not a web URL. The next connection checks its address."""
     try:
         target = urljoin(url, location)
         allowed = bool(_WEB.match(target))

@@ -1,4 +1,4 @@
-"""The files a plan is made from, on this machine's disk, where duckdb can read them."""
+"""The input files of a plan, copied to the local disk so that duckdb can read them."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ from trainer.storage.base import absolute, local_path
 
 
 class Inputs:
-    """Files by URI, copied to `scratch` where they do not lie on this machine; servers are told `contact`."""
+    """Files by URI, copied to `scratch` unless they are local; `contact` is sent to servers."""
 
     def __init__(self, scratch: Path, contact: str = "") -> None:
         self._scratch = scratch
@@ -51,12 +51,12 @@ class Inputs:
         return _checked(copy, uri)
 
 
-_PROBED_BYTES = 8 << 20  # of a packed list; what they hold shows whether it is text or a bomb
+_PROBED_BYTES = 8 << 20  # of a compressed list: enough to tell text from a bomb
 _MAX_PROBED_BYTES = MAX_LIST_RATIO << 20
 
 
 def _checked(path: Path, uri: str) -> str:
-    """The path of a list; InputError if its beginning is UTF-16, or is packed and holds far more than text does."""
+    """The path of a list; InputError if it begins as UTF-16, or unpacks to far more than text does."""
     codec = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix)
     if not codec and path.suffix not in (".parquet", ".npy"):
         with open(path, "rb") as file:
@@ -113,7 +113,7 @@ def json_objects(path: str) -> str:
 
 
 def texts(column: str, kind: str) -> str:
-    """A list of the texts that a column holds: strings by line, strings of a list; of whatever else, none."""
+    """A list of the texts in a column: lines of a string, strings of a list; anything else has none."""
     by_line = "string_split({}, chr(10))"
     if kind == "VARCHAR" or kind.startswith("ENUM"):
         found = by_line.format(f"CAST({column} AS VARCHAR)")
@@ -130,7 +130,7 @@ def texts(column: str, kind: str) -> str:
 
 
 def is_odd(column: str, kind: str) -> str:
-    """Whether a column without texts holds something else than nothing."""
+    """Whether a column without texts holds any other value."""
     if kind == "JSON":
         says_nothing = f"CAST({column} AS VARCHAR) IN ('NaN', '[]', '[null]')"
         return f"coalesce(json_type({column}), 'NULL') NOT IN ('NULL', 'VARCHAR') AND NOT {says_nothing}"
@@ -140,7 +140,7 @@ def is_odd(column: str, kind: str) -> str:
 
 
 def scalar(column: str, kind: str) -> str:
-    """A column as text on one line: strings and whole numbers; of whatever else, null."""
+    """A column as text on one line: strings and whole numbers; anything else is null."""
     if kind == "JSON":
         text = f"CASE WHEN json_type({column}) IN ('VARCHAR', 'UBIGINT', 'BIGINT') THEN {column} ->> '$' END"
     elif kind in ("DOUBLE", "FLOAT"):  # whole numbers with gaps, as pandas writes them
@@ -158,7 +158,7 @@ def web(text: str) -> str:
 
 
 _WHITE = r"[\s\x{1c}-\x{1f}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}\x{feff}\x{0b}]+"
-"""What Python's str.split takes for white space, and the byte order mark: a label of a list is cleaned as one of a folder."""
+"""What Python's str.split treats as white space, plus the byte order mark, so that labels in lists and folders are cleaned alike."""
 
 
 def columns_of(database: duckdb.DuckDBPyConnection, relation: str) -> dict[str, str]:
@@ -167,13 +167,13 @@ def columns_of(database: duckdb.DuckDBPyConnection, relation: str) -> dict[str, 
 
 
 def find_columns(columns: Iterable[str], wanted: Sequence[str]) -> list[str]:
-    """Those of the wanted columns that there are (whatever their case), in the order in which they are wanted."""
+    """The wanted columns that exist (ignoring case), in the wanted order."""
     by_name = {name.strip().lower().replace(" ", "_").replace("-", "_"): name for name in columns}
     return [by_name[name] for name in wanted if name in by_name]
 
 
 def choose(columns: dict[str, str], wanted: Sequence[str], uri: str) -> str:
-    """The first of the wanted columns (whatever its case), as an SQL identifier; InputError if there is none."""
+    """The first of the wanted columns that exists (ignoring case), as an SQL identifier; InputError if there is none."""
     found = find_columns(columns, wanted)
     if not found:
         raise InputError(f"{uri}: has no column {' or '.join(map(repr, wanted))} (it has {', '.join(columns)})")
@@ -186,14 +186,14 @@ def identifier(name: str) -> str:
 
 
 def run(database: duckdb.DuckDBPyConnection, statement: str) -> list[tuple[Any, ...]]:
-    """Run a statement and give its rows, all at once; what duckdb says of the user's file becomes one line."""
+    """Run a statement and return all its rows; duckdb's errors about the user's file become one line."""
     try:
         return list(database.execute(statement).fetchall())
     except duckdb.OutOfMemoryException as error:
         raise RunError(f"the join does not fit into memory: raise --memory-mb, or give --scratch more room: {first_line(error)}") from error
     except (duckdb.InternalException, duckdb.FatalException) as error:
         raise RunError(f"duckdb failed: {first_line(error)}") from error
-    except (duckdb.Error, UnicodeDecodeError) as error:  # of statements that are right: what the user's file holds is not
+    except (duckdb.Error, UnicodeDecodeError) as error:  # the statements are right, so the user's file is wrong
         text = str(error)
         if "No space left" in text:
             raise RunError(f"the disk is full: give --scratch a folder with room: {text.splitlines()[0]}") from error

@@ -1,7 +1,7 @@
-"""Connections to the web: none to an address that may not be fetched from, none that outlives its deadline.
+"""Connections to the web: only to allowed addresses, and never beyond a deadline.
 
-A read time-out by itself starts again with every byte, so that a server that drips would hold a connection for ever. Proxies that the
-environment names are not used: behind one, the address that is reached is not known.
+A read time-out alone restarts with every byte, so a slowly dripping server could hold a connection for ever. Proxies from the
+environment are not used: through a proxy, the address that is reached is unknown.
 """
 
 import http.client
@@ -23,12 +23,12 @@ logging.getLogger("urllib3").setLevel(logging.ERROR)  # it logs headers that it 
 
 
 def patient_pool(seconds: float, *, whole: bool = True, **options: Any) -> urllib3.PoolManager:
-    """A pool whose answers take at most so long, from the end of the request on; PrivateAddressError if a URL leads inside.
+    """A pool with a deadline for each response, counted from the end of the request; PrivateAddressError for private addresses.
 
     Args:
-        seconds: for an answer.
-        whole: its body too; else for its headers alone.
-        options: of PoolManager.
+        seconds: the deadline.
+        whole: whether the deadline covers the body too, or only the headers.
+        options: passed to PoolManager.
     """
 
     def answer(sock: socket.socket, *arguments: Any, **names: Any) -> http.client.HTTPResponse:
@@ -56,7 +56,7 @@ def patient_pool(seconds: float, *, whole: bool = True, **options: Any) -> urlli
 
 
 class _Guarded(HTTPConnection):
-    """A connection to an address that may be fetched from, whatever the URL's host is called."""
+    """A connection to an allowed address, whatever the URL's host name."""
 
     reachable: Reachable
 
@@ -66,7 +66,7 @@ class _Guarded(HTTPConnection):
             addresses = permitted(host.strip("[]"), self.port, self.reachable)
         except socket.gaierror as error:
             raise NameResolutionError(self.host, self, error) from error
-        except UnicodeError as error:  # of a label that is empty or too long
+        except UnicodeError as error:  # a label is empty or too long
             raise NewConnectionError(self, f"{host!r} is not a host name") from error
         failure: Exception = NewConnectionError(self, f"{host!r} has no address")
         for address in addresses:
@@ -84,7 +84,7 @@ class _Guarded(HTTPConnection):
 
 
 class _PatientAnswer(http.client.HTTPResponse):
-    """An answer that is read through `_Deadline`."""
+    """A response that is read through `_Deadline`."""
 
     def __init__(self, sock: socket.socket, seconds: float, whole: bool, *arguments: Any, **names: Any) -> None:
         super().__init__(sock, *arguments, **names)
@@ -98,7 +98,7 @@ class _PatientAnswer(http.client.HTTPResponse):
 
 
 class _Deadline(io.RawIOBase):
-    """A socket's file that raises TimeoutError after so many seconds, or where nothing comes for its read time-out."""
+    """A socket's file that raises TimeoutError after its deadline, or if nothing arrives within its read time-out."""
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket, seconds: float) -> None:
         self._raw, self._sock, self._seconds = raw, sock, seconds
@@ -106,7 +106,7 @@ class _Deadline(io.RawIOBase):
         self._silence = sock.gettimeout() or math.inf
 
     def lift(self) -> None:
-        """The silence alone counts from now on."""
+        """From now on, only the read time-out applies."""
         self._end = math.inf
 
     def readable(self) -> bool:

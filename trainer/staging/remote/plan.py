@@ -1,7 +1,7 @@
-"""`stage plan`: a list becomes slices of rows, whatever its length: sorted and joined by duckdb, out of core.
+"""`stage plan`: turn a list of any length into slices of rows, sorted and joined by duckdb, out of core.
 
 The folder's name is a hash over the list's contents and the options, so planning twice gives one plan. plan.json is
-written last; what a killed planner left is written over with the same bytes.
+written last; files left by a killed planner are overwritten with the same bytes.
 """
 
 import json
@@ -32,12 +32,12 @@ from trainer.storage.manifest import Files
 from trainer.storage.scratch import temporary_folder
 
 SLICE_SHARDS = 8
-"""Shards a slice: what one process makes and, when it is killed, makes again."""
+"""Shards per slice, the unit that one process makes and, if killed, makes again."""
 
-_MAX_CLASSES = 10_000  # more labels than this are no classes
+_MAX_CLASSES = 10_000  # with more labels than this, they are not classes
 
 _READS = "coalesce(nullif(lower(trim(regexp_replace(texts[1], '\\s+', ' ', 'g'))), ''), key)"
-"""What twins have alike: the first text, as it reads. Bytes are not known before they are fetched."""
+"""What twins share: the first text, normalised. Bytes are not known before they are fetched."""
 _HARMLESS = ("duplicate",)  # lost rows that are no fault of the data
 
 
@@ -53,15 +53,15 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
-    """What a plan is told, besides its source.
+    """The options of a plan, besides its source.
 
     Attributes:
-        images: URI below which pictures lie, where the rows do not name them whole.
+        images: base URI of the pictures, if the rows contain paths.
         captions: a policy of `captions.POLICIES`.
-        heldout_fraction: part of the rows that becomes the split test.
-        memory_mb: the most that duckdb keeps in memory; more goes to disk.
-        scratch: local folder for that; empty: the system's temporary one.
-        contact: mail or URL that the servers of lists are told.
+        heldout_fraction: fraction of the rows that becomes the split test.
+        memory_mb: duckdb's memory limit; beyond it, it spills to disk.
+        scratch: local folder for that; empty: the system's temporary folder.
+        contact: e-mail address or URL sent to the servers of lists.
     """
 
     images: str = ""
@@ -77,8 +77,8 @@ def plan_pairs(root: str, make: Callable[[duckdb.DuckDBPyConnection, Inputs], Ta
 
     Args:
         root: store URI under which datasets/ lies.
-        make: looks at the source and returns its rows as a query.
-        options: of the plan.
+        make: inspects the source and returns its rows as a query.
+        options: the plan's options.
         staging: image policy and samples per shard.
     """
     root, images = absolute(root), base_of("--images", options.images)
@@ -142,7 +142,7 @@ def _first(database: duckdb.DuckDBPyConnection, relation: str) -> str:
 
 
 def _find_lost(database: duckdb.DuckDBPyConnection, folder: str, scratch: Path) -> tuple[dict[str, Any], Files]:
-    """Rows that cannot become samples, counted, and their list rejects/plan.jsonl; of rows with one key, the first stays."""
+    """Count the rows that cannot become samples, and write rejects/plan.jsonl; of rows with the same key, the first is kept."""
     run(database, "CREATE TABLE twice AS SELECT key FROM source WHERE cause = '' GROUP BY key HAVING count(*) > 1")
     run(
         database,
@@ -205,7 +205,7 @@ def _write_slices(
 
 
 def _cut(batches: pa.RecordBatchReader, rows: int) -> Iterator[pa.Table]:
-    """Tables of so many rows each, the last one shorter."""
+    """Tables of `rows` rows each, the last one possibly shorter."""
     held: list[pa.RecordBatch] = []
     count = 0
     for batch in batches:
@@ -222,6 +222,6 @@ def _cut(batches: pa.RecordBatchReader, rows: int) -> Iterator[pa.Table]:
 
 
 def _with_safe_keys(table: pa.Table) -> pa.Table:
-    """Keys that a tar can hold: lists may have any."""
+    """Replace keys by ones that are safe in a tar: a list's keys may contain anything."""
     keys = [safe_key(key) for key in table["key"].to_pylist()]
     return table.set_column(table.schema.get_field_index("key"), SCHEMA.field("key"), pa.array(keys))

@@ -1,7 +1,7 @@
-"""`stage refetch`: a second try for rows that were lost for causes that may have passed.
+"""`stage refetch`: a second try for rows that were lost for temporary causes.
 
-The new plan copies the slices of the old data set as they are and adds slices with the rows to be tried again, so that
-nothing that was fetched is fetched twice; it is another data set, with a plan id and an identity of its own.
+The new plan copies the slices of the old data set unchanged and adds slices with the rows to be tried again, so that
+nothing is fetched twice; it is a different data set, with its own plan id and identity.
 """
 
 from dataclasses import replace
@@ -24,7 +24,7 @@ def plan_refetch(folder: str, causes: list[str]) -> str:
     """Plan a second try for the rows of a fetched data set that were lost for these causes; returns the new folder.
 
     Raises:
-        InputError: no row was lost for them.
+        InputError: no row was lost for these causes.
         RunError: slices of the old plan are not done, or not whole.
     """
     plan = read_plan(folder)

@@ -21,9 +21,9 @@ from trainer.storage.checked import describe, find_damaged
 from trainer.storage.manifest import Files
 
 REMOTE = 2
-"""What a plan's `source.remote` is: the version of what fetching makes of a row."""
+"""The value of a plan's `source.remote`: the version of the rules by which fetching turns rows into samples."""
 SHOWN_SINCE = 2
-"""Version since which a sample says without its URL's credentials where it came from."""
+"""First version in which a sample records its URL without credentials."""
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -41,10 +41,10 @@ class RemoteRow:
 
     Attributes:
         key: unique in the data set, safe as a tar key.
-        images: whole URIs, or paths below the plan's image base; one for pairs, three for triplets (ref, 0, 1).
-        texts: raw texts, to which the caption policy is still to be applied.
+        images: full URIs, or paths below the plan's image base; one for pairs, three for triplets (ref, 0, 1).
+        texts: raw texts, before the caption policy is applied.
         label: class name, or empty.
-        facts: of triplets: votes and the like.
+        facts: for triplets: votes and so on.
     """
 
     key: str
@@ -55,7 +55,7 @@ class RemoteRow:
 
 
 def slice_rows_name(number: int) -> str:
-    """Where the rows of a slice lie in the data set's folder."""
+    """The file with a slice's rows, relative to the data set's folder."""
     return f"rows/slice-{number:05d}.parquet"
 
 
@@ -104,7 +104,7 @@ def read_rows(folder: str, plan: Plan, number: int) -> list[RemoteRow]:
 
 
 def _row(record: dict[str, Any], where: str) -> RemoteRow:
-    """A row of the table; InputError if it has nothing in a column that must have something, or its facts are not JSON."""
+    """A row of the table; InputError if a required column is empty, or its facts are not JSON."""
     facts = parse_json(record["facts"] or "{}", f"{where}: facts")
     if not isinstance(record["key"], str) or not record["images"] or None in record["images"] or not isinstance(facts, dict):
         raise InputError(f"{where}: has no key or no picture, or its facts are not an object")
@@ -115,7 +115,7 @@ def read_plan(folder: str) -> Plan:
     """The plan in `folder`.
 
     Raises:
-        InputError: there is none, it is of a newer firstsight, or not of a list.
+        InputError: there is none, a newer firstsight wrote it, or it is not for a list.
         Corrupt: it was damaged or changed by hand.
     """
     plan = plans.read_plan(folder)
@@ -127,7 +127,7 @@ def read_plan(folder: str) -> Plan:
 
 
 def is_planned(folder: str) -> bool:
-    """Whether a plan lies in `folder` with all its rows, none of it damaged."""
+    """Whether `folder` contains an undamaged plan with all its rows."""
     try:
         plan = plans.read_plan(folder)
     except Corrupt as error:

@@ -1,4 +1,4 @@
-"""`stage seal`: all slices are there, every row is accounted for, and little enough was bad; then the manifest."""
+"""`stage seal`: check that all slices exist, every row is accounted for, and few enough were bad; then write the manifest."""
 
 from collections import Counter
 
@@ -15,15 +15,15 @@ from trainer.storage import join
 def seal_remote(folder: str, max_reject_fraction: float) -> tuple[str, str]:
     """Seal the data set in `folder`; returns the folder and the data set's identity.
 
-    What was sealed and is whole stays as it is. What is damaged is given back from the attempts that lie there, from the test
-    shards (evaluation sets) and from the slices' records (the manifest); slices beyond that are named, for `stage fetch` to make.
+    Intact sealed files are left as they are. Damaged ones are restored from remaining attempts, from the test shards (evaluation
+    sets) or from the slices' records (the manifest); slices that cannot be restored are named, for `stage fetch` to make.
 
     Args:
-        folder: that `stage plan` printed.
-        max_reject_fraction: more bad rows than this part are refused.
+        folder: the folder that `stage plan` printed.
+        max_reject_fraction: refuse a larger fraction of bad rows.
 
     Raises:
-        InputError: too many rows are bad, or none is good.
+        InputError: too many rows are bad, or none is usable.
         RunError: slices are missing or damaged, rows are not accounted for, or the slices are not the sealed ones.
     """
     sealed = find_intact(folder)
@@ -56,7 +56,7 @@ def seal_remote(folder: str, max_reject_fraction: float) -> tuple[str, str]:
 
 
 def _check_account(folder: str, plan: Plan, account: Account) -> None:
-    """Rows read are rows written and rows lost, and some are written."""
+    """Check that every row read was written or lost, and that some were written."""
     lost = sum(account.lost.values())
     if account.written + lost != plan.rows_read:
         raise RunError(f"{folder}: {plan.rows_read} rows were read, but {account.written} written and {lost} lost: slices of another plan?")

@@ -1,8 +1,8 @@
 """`stage unpack`: parquet files that hold the pictures themselves become WebDataset tars, which `stage pairs` reads.
 
-So do Hugging Face's data sets come (a struct with bytes, `text` or `caption`, perhaps a `label` whose names the schema has), and
-RWKV's YFCC15M (`images`, and `texts`, CLIP's token ids). Files named after splits (train-00000-of-00002.parquet) give their samples
-that split; without captions the label is the caption. A tar for each file; those that are there are kept, so that a killed run resumes.
+Hugging Face's data sets have this form (a struct with bytes, `text` or `caption`, perhaps a `label` named in the schema), as does
+RWKV's YFCC15M (`images`, and `texts`, CLIP's token ids). A file named after a split (train-00000-of-00002.parquet) sets the split of
+its samples; without captions the label is the caption. Each file becomes a tar; existing tars are kept, so a killed run resumes.
 """
 
 import json
@@ -36,7 +36,7 @@ def unpack_parquet(source: str, folder: str) -> int:
 
     Raises:
         InputError: no parquet file, or one without pictures or captions.
-        RunError: one that is cut short or damaged.
+        RunError: a parquet file is truncated or damaged.
     """
     files = [file for file in list_source(absolute(source)) if file.name.endswith(".parquet")]
     if not files:
@@ -103,7 +103,7 @@ def _rows(uri: str, tokenize: Tokenizer) -> Iterator[tuple[bytes, list[str], str
 
 
 def _columns(uri: str, schema: pa.Schema) -> tuple[str, str, str]:
-    """The columns of pictures, captions and labels; of the last two one may be empty."""
+    """The columns of pictures, captions and labels; one of the last two may be empty."""
     held = [name for name in _IMAGES if name in schema.names]
     held += [field.name for field in schema if _holds_bytes(field.type) and field.name not in held]
     roles = roles_of(schema.names)
@@ -120,7 +120,7 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 
 def _label_names(schema: pa.Schema, label: str) -> list[str]:
-    """What the numbers of a column of labels stand for, where Hugging Face's schema says so."""
+    """The class names behind a column of numeric labels, if Hugging Face's schema has them."""
     with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
         names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
         return [clean_name(name) for name in names]
@@ -128,14 +128,14 @@ def _label_names(schema: pa.Schema, label: str) -> list[str]:
 
 
 def _label(value: object, names: Sequence[str]) -> str:
-    """A label on one line; of a number that has no name, and whatever else is none, nothing."""
+    """A label on one line; empty for a number without a name, and for anything else."""
     if isinstance(value, int) and not isinstance(value, bool):
         return names[value] if 0 <= value < len(names) else "" if names else str(value)
     return clean_name(value) if isinstance(value, str) else ""
 
 
 def _captions(value: object, tokenize: Tokenizer) -> list[str]:
-    """Captions of a string, of strings, or of one list of token ids, each on one line; of whatever else, none."""
+    """Captions from a string, a list of strings, or a list of token ids, each on one line; anything else has none."""
     if isinstance(value, list) and value and all(isinstance(token, int) and not isinstance(token, bool) for token in value):
         return [tokenize.text(value)]
     return [as_line(text) for text in texts_in(value)]

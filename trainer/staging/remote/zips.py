@@ -106,7 +106,7 @@ def read_directory(client: PoliteClient, uri: str, archive: str, place: str) -> 
 
 
 def _read_unsealed(client: PoliteClient, uri: str, start: int, length: int) -> bytes:
-    """As `read_range`, of the directory, which has no checksum."""
+    """As `read_range`, for the directory, which has no checksum."""
     return read_range(client, uri, start, length) if is_web(uri) else open_store(uri).get_unsealed(uri, start, length)
 
 

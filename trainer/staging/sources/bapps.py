@@ -1,7 +1,7 @@
 """Triplets from BAPPS 2AFC (Zhang et al., 2018): <split>/<distortion>/{ref,p0,p1}/<n>.png, judge/<n>.npy.
 
-judge holds the share of human votes that found p1 closer. BAPPS has no test split of its own: its `val` is what results
-are reported on, so it becomes `test`, and a twentieth of `train` becomes `val`.
+A judge file contains the fraction of human votes for p1. BAPPS has no test split: results are reported on its `val`, so
+that becomes `test`, and a twentieth of `train` becomes `val`.
 """
 
 import hashlib
@@ -15,21 +15,21 @@ from trainer.staging.rows import Blob, Reject, TripletRow, safe_key
 from trainer.staging.sources.listing import Rows, SourceFile
 
 _JUDGE = re.compile(r"(?:.*/)?(?P<split>train|val)/(?P<distortion>[^/]+)/judge/(?P<number>[^/]+)\.npy")
-_VOTES = {"train": 2, "val": 5}  # people a triplet
+_VOTES = {"train": 2, "val": 5}  # votes per triplet
 _VAL_PART = 20
-_MAX_JUDGE_BYTES = 1 << 16  # of a judgement, which is one number
+_MAX_JUDGE_BYTES = 1 << 16  # size of a judgement file, which holds one number
 
 
 def is_bapps(files: Sequence[SourceFile]) -> bool:
-    """Whether a folder is laid out so."""
+    """Whether a folder has this layout."""
     return any(_JUDGE.fullmatch(file.name) for file in files)
 
 
 def read(uri: str, files: Sequence[SourceFile], min_votes: int) -> Rows[TripletRow]:
-    """Every judgement. `min_votes` is NIGHTS' and does not apply: all of BAPPS has two or five votes.
+    """Every judgement. `min_votes` does not apply: every triplet of BAPPS has two or five votes.
 
     Raises:
-        InputError: no judgement there.
+        InputError: there is no judgement.
     """
     by_name = {file.name: file for file in files}
     rows: list[TripletRow] = []

@@ -1,4 +1,4 @@
-"""What a source folder holds: names, sizes, and a fingerprint over their contents."""
+"""The contents of a source folder: names, sizes, and a fingerprint."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ from trainer.storage.base import local_path
 from trainer.storage.documents import read_document, write_document
 
 _ALWAYS_READ_BYTES = 256 << 20
-"""A source up to this size is read whole each time: nothing but its bytes decides whether it changed."""
+"""A source up to this size is read whole each time, so that any change of its bytes is noticed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class SourceFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Rows(Generic[RowT]):
-    """The rows of a source, in any order, and the rows that did not become one."""
+    """The rows of a source, in any order, and the rejects."""
 
     rows: list[RowT]
     rejects: list[Reject]
@@ -43,16 +43,16 @@ class Rows(Generic[RowT]):
 
 
 def list_source(uri: str, lost: list[Reject] | None = None) -> list[SourceFile]:
-    """The files of a source in the order of their names: all below a folder, or the one file that `uri` is.
+    """The files of a source in the order of their names: all below a folder, or the single file at `uri`.
 
-    On this machine links to folders are followed, each folder once. Names that begin with a dot are left out, and what is below them.
+    Local links to folders are followed, each folder once. Names that begin with a dot are skipped, with everything below them.
 
     Args:
-        uri: of a folder, a file, or a prefix.
-        lost: what cannot be read as a file is added here: links that lead nowhere or back, sockets, pipes.
+        uri: URI of a folder, a file, or a prefix.
+        lost: receives what cannot be read as a file: broken or circular links, sockets, pipes.
 
     Raises:
-        InputError: there is nothing.
+        InputError: there is nothing at `uri`.
     """
     store = open_store(uri)
     path = local_path(uri)
@@ -77,7 +77,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _walk(root: Path, uri: str, lost: list[Reject]) -> list[SourceFile]:
-    """The files below a folder. Links to folders are followed after all others, so that a folder has its own name where it has one."""
+    """The files below a folder. Links to folders are followed last, so that a folder is listed under its own name if possible."""
     files: list[SourceFile] = []
     seen: set[tuple[int, int]] = set()
     waiting: list[tuple[str, str]] = [(str(root), "")]
@@ -120,8 +120,8 @@ def _is_new(folder: str, seen: set[tuple[int, int]]) -> bool:
 def fingerprint(files: Sequence[SourceFile], root: str) -> str:
     """SHA-256 over names, sizes and contents.
 
-    The contents of a large source are read once; as long as its names, sizes and times stay, the result is
-    remembered under `root`.
+    The contents of a large source are read once; the result is kept under `root` and reused while its names, sizes and
+    times stay the same.
     """
     if sum(file.size for file in files) <= _ALWAYS_READ_BYTES:
         return _content_hash(files)

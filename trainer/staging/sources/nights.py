@@ -14,14 +14,14 @@ _REQUIRED = ("id", "left_vote", "right_vote", "votes", "ref_path", "left_path", 
 
 
 def read(uri: str, files: Sequence[SourceFile], min_votes: int) -> Rows[TripletRow]:
-    """Every row of data.csv with at least `min_votes` votes (where people voted; a model's one vote is enough).
+    """Every row of data.csv with at least `min_votes` human votes; one vote is enough if a model judged.
 
-    A row whose vote is an empty field has no votes: it is left out, and no fault of the data.
+    A row with an empty vote field has no votes: it is left out, and not counted as a fault.
 
-    Our own generated sets have three columns more: judge, flip_left, flip_right.
+    Our own generated sets have three more columns: judge, flip_left, flip_right.
 
     Raises:
-        InputError: no data.csv, a missing column, a vote that is no number, an id that occurs twice.
+        InputError: no data.csv, a missing column, a vote that is not a number, or a duplicate id.
     """
     by_name = {file.name: file for file in files}
     if NAME not in by_name:
@@ -82,8 +82,8 @@ def _row(record: dict[str, str], by_name: dict[str, SourceFile], where: str) -> 
     )
 
 
-_EMPTY = ("", "nan", "none", "null")  # as pandas and others write a field that has no value
-_MAX_VOTES = 999_999  # of a triplet; NIGHTS has up to 10
+_EMPTY = ("", "nan", "none", "null")  # an empty field as pandas and others write it
+_MAX_VOTES = 999_999  # per triplet; NIGHTS has up to 10
 
 
 def _votes(record: dict[str, str], column: str, where: str) -> float:

@@ -1,4 +1,4 @@
-"""Which file of a folder a list means: lists are written on other machines, by other tools, and moved about."""
+"""Resolve the file names in a list: lists are written on other machines, by other tools, and moved."""
 
 import posixpath
 import re
@@ -13,16 +13,15 @@ from trainer.storage.base import local_path
 
 
 class AmbiguousNameError(ValueError):
-    """A name that may be that of several files."""
+    """A name that matches several files."""
 
 
 class Places:
-    """Finds the files of a folder by the names that lists have for them.
+    """Finds the files of a folder by their names in lists.
 
-    A name is that of a file below the list's folder or below the source: as it stands; with backslashes; with ./ or ..; absolute,
-    below the source or (from another machine) by as much of its end as leads to a file; below a folder that the list leaves out;
-    without its suffix; in another case or Unicode form. Each is tried only where those before it find nothing, and counts only
-    where it leads to one file.
+    A name is relative to the list's folder or to the source. These readings are tried until one matches; it must match one file only:
+    as written; with backslashes; with ./ or ..; absolute, below the source or (from another machine) by the longest trailing part
+    that matches a file; below a folder that the list omits; in another case or Unicode form, or without its suffix.
     """
 
     def __init__(self, uri: str, files: Sequence[SourceFile]) -> None:
@@ -31,15 +30,15 @@ class Places:
         self._loose: dict[str, dict[str, list[SourceFile]]] = {}
 
     def find(self, name: str, folder: str = "", split: str = "") -> SourceFile | None:
-        """The file that a list means.
+        """The file that a name in a list refers to.
 
         Args:
-            name: as the list has it.
-            folder: of the list, below the source, empty at its top.
-            split: of the row; where it leads to several files, that in a folder of this name counts.
+            name: as written in the list.
+            folder: the list's folder below the source; empty at its top.
+            split: the row's split; if several files match, the one in a folder of this name is used.
 
         Raises:
-            AmbiguousNameError: several files may be meant; it says which.
+            AmbiguousNameError: several files match; the message names two.
         """
         found = self._by_name.get(f"{folder}/{name}" if folder else name) or self._by_name.get(name)
         if found is not None or not name:
@@ -117,26 +116,26 @@ def split_of(name: str) -> str:
 
 
 def split_in(name: str) -> str:
-    """The split that the name of a list holds (captions_val2017.json), or empty."""
+    """The split in the name of a list (captions_val2017.json), or empty."""
     words = {word.rstrip("0123456789") for word in re.split(r"[^a-z0-9]+", name.rpartition("/")[2].casefold())}
     found = {_SPLITS[word] for word in words if word in _SPLITS}
     return found.pop() if len(found) == 1 else ""
 
 
 def named_split(text: str, known: Sequence[tuple[str, str]] = ()) -> str:
-    """The split that a row names: train, val or test by any of their usual names; what is none of them stays as it is."""
+    """The split that a row names: train, val or test by any of their usual names; other text is returned unchanged."""
     word = text.strip()
     return dict(known).get(word) or _SPLITS.get(word.casefold(), word)
 
 
 def tell_splits(splits: Iterable[str]) -> bool:
-    """Whether names tell the split of every picture, and of more than one: train, and val or test."""
+    """Whether every picture has a split by its name, and there are train and val or test."""
     found = set(splits)
     return "" not in found and "train" in found and len(found) > 1
 
 
 def folder_splits(names: Iterable[str]) -> dict[str, str]:
-    """The split of each file where folders train, and val or test, below their common one hold all of them; else nothing."""
+    """The split of each file if folders train and val or test, below the common folder, contain all files; else empty."""
     relative = below_common(names)
     folders = {name: rest.partition("/")[0] if "/" in rest else "" for name, rest in relative.items()}
     splits = {folder: split_of(folder) for folder in set(folders.values())}
@@ -144,14 +143,14 @@ def folder_splits(names: Iterable[str]) -> dict[str, str]:
 
 
 def below_common(names: Iterable[str]) -> dict[str, str]:
-    """Name -> what of it lies below the folder that all of them lie in."""
+    """Name -> the part of it below the files' common folder."""
     listed = list(names)
     common = posixpath.commonpath([name.rpartition("/")[0] for name in listed]) if listed else ""
     return {name: name[len(common) + 1 :] if common else name for name in listed}
 
 
 def class_folders(names: Sequence[str]) -> dict[str, str]:
-    """The class of each picture, where all lie in folders, one deep below the splits' or the common one, and there are several."""
+    """The class of each picture, if all are in class folders directly below the splits or the common folder, and there are several."""
     relative = below_common(names)
     if folder_splits(names):
         relative = {name: rest.partition("/")[2] for name, rest in relative.items()}

@@ -1,6 +1,6 @@
-"""Lists of pictures in the forms they come in: CSV of any separator, JSON, JSON lines, COCO's and Karpathy's JSON, parquet.
+"""Lists of pictures in every supported form: CSV with any separator, JSON, JSON lines, COCO's and Karpathy's JSON, parquet.
 
-A list is opened without knowing which form it has: `open_list` says what it holds (form and columns), and gives its rows one by one.
+`open_list` detects a list's form and columns, and yields its rows one by one.
 """
 
 import csv
@@ -27,7 +27,7 @@ from trainer.staging.sources.listing import SourceFile
 from trainer.storage import open_store
 
 SUFFIXES = (".csv", ".tsv", ".psv", ".tab", ".txt", ".token", ".jsonl", ".ndjson", ".json", ".parquet")
-"""Of files that may be a list."""
+"""Suffixes of files that may be a list."""
 COLUMNS = {
     "file": (
         "file", "filename", "filepath", "image", "imagename", "imagefile", "imagepath", "img", "imgname", "imgpath", "path", "picture",
@@ -41,30 +41,30 @@ COLUMNS = {
     "family": ("family",),
     "url": ("url", "imageurl", "imgurl", "imagelink", "originalurl"),
 }  # fmt: skip
-"""What a row says -> names of the columns that say it, the first one first; case, blanks, hyphens and underscores make no difference."""
+"""Role -> column names for it, in order of preference; case, spaces, hyphens and underscores are ignored."""
 _SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
 _SHOWN_COLUMNS = 12
-_SEEN_ROWS = 100  # of JSON, whose keys are the columns
+_SEEN_ROWS = 100  # rows of JSON that are inspected: their keys are the columns
 _BLOCK_BYTES = 1 << 20
 
 Record = dict[str, Any]
 
 
 class PicturesInParquetError(InputError):
-    """A parquet file is no list of pictures, but holds them."""
+    """A parquet file contains the pictures themselves, and is not a list."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listed:
-    """A list that was opened.
+    """An opened list.
 
     Attributes:
-        file: it.
+        file: the file.
         form: CSV, JSON lines …, for people.
         columns: its columns, for people.
-        roles: what a row says -> the columns that say it.
-        rows: where each row stands and its values by column; instead of them what is wrong with the row.
-        splits: further names of splits, with what they mean.
+        roles: role -> the columns with it.
+        rows: the place of each row, and its values by column or, for a bad row, what is wrong with it.
+        splits: further names of splits, with their meaning.
     """
 
     file: SourceFile
@@ -81,29 +81,29 @@ class Listed:
 
     @property
     def of_labels(self) -> bool:
-        """Whether its rows name pictures and labels, and no captions: the labels are the captions, as those of class folders are."""
+        """Whether its rows name pictures and labels but no captions: labels are then used as captions, like those of class folders."""
         return "file" in self.roles and "label" in self.roles and "caption" not in self.roles
 
     @property
     def has_urls(self) -> bool:
-        """Whether its rows say where on the web pictures lie: in a column for it, or in a list without a header."""
+        """Whether its rows contain URLs of pictures, in a URL column or in a list without a header."""
         return "url" in self.roles or any(is_url(column) for column in self.columns)
 
     def __str__(self) -> str:
-        """As a message says it."""
+        """The list as named in messages."""
         columns = ", ".join(self.columns[:_SHOWN_COLUMNS]) + (", …" if len(self.columns) > _SHOWN_COLUMNS else "")
         return f"{self.file.name} ({self.form} with {columns or 'no columns'})"
 
 
 def open_list(file: SourceFile, is_picture: Callable[[str], bool] = lambda name: False) -> Listed:
-    """Look what a file lists.
+    """Open a list.
 
     Args:
-        file: with one of SUFFIXES.
+        file: a file with one of SUFFIXES.
         is_picture: whether a name is that of a picture, for lists without a header.
 
     Raises:
-        InputError: not UTF-8, or not the form that its suffix says.
+        InputError: not UTF-8, or not in the form that its suffix implies.
     """
     suffix = suffix_of(file.name)
     if suffix == ".parquet":
@@ -123,7 +123,7 @@ def open_list(file: SourceFile, is_picture: Callable[[str], bool] = lambda name:
 
 
 def roles_of(columns: Iterable[str]) -> dict[str, list[str]]:
-    """What a row says -> the columns that say it, in the order of COLUMNS."""
+    """Role -> the columns with it, in the order of COLUMNS."""
     by_name: dict[str, str] = {}
     for column in columns:
         by_name.setdefault(re.sub(r"[\s_-]+", "", column.lower()), column)
@@ -132,7 +132,7 @@ def roles_of(columns: Iterable[str]) -> dict[str, list[str]]:
 
 
 def is_url(text: str) -> bool:
-    """Whether a text is an address on the web."""
+    """Whether a text is a web URL."""
     return text[:8].lower().startswith(("http://", "https://"))
 
 
@@ -141,7 +141,7 @@ def _is_list(columns: Iterable[str]) -> bool:
 
 
 def _open_table(file: SourceFile, text: str, is_picture: Callable[[str], bool]) -> Listed:
-    """Text in columns. The separator is the one with which the first line names picture and caption."""
+    """Open a CSV. The separator is the one that yields columns for picture and caption in the first line."""
     first = text[: text.find("\n")] if "\n" in text else text
     if len(first) > MAX_HEADER_CHARS:
         raise InputError(f"{file.uri}: its first line has {len(first):,} characters, but at most {MAX_HEADER_CHARS:,} name columns")
@@ -181,15 +181,15 @@ def _fields(line: str, separator: str) -> list[str]:
 
 
 def _without_number(name: str) -> str:
-    """Flickr8k's own list names a picture once a caption: `1000.jpg#0`."""
+    """Remove the caption number that Flickr8k's list appends to a picture's name: `1000.jpg#0`."""
     return re.sub(r"#\d+$", "", name)
 
 
 def _table_rows(file: SourceFile, body: str, first: int, separator: str, width: int) -> Iterator[list[str]]:
-    """The fields of each row that has any.
+    """The fields of each non-empty row.
 
-    Between commas and semicolons quotes are CSV's. Between tabs and bars many write quotes as they are: there a field is unquoted
-    only where it is quoted as a whole, as long as every line has all the columns; else rows go over lines, which is CSV again.
+    With commas and semicolons, quotes follow CSV. With tabs and bars, quotes are often literal: a field is unquoted only if it is
+    quoted as a whole, as long as every line has all the columns; otherwise rows span lines, and CSV rules apply again.
     """
     if separator in "\t|":
         lines = [line.removesuffix("\r") for line in body.split("\n")]
@@ -227,7 +227,7 @@ def _open_json_lines(file: SourceFile, text: str) -> Listed:
 
 
 def _open_json(file: SourceFile, text: str, is_picture: Callable[[str], bool]) -> Listed:
-    """A list of objects, alone or the only one in an object; captions or objects by file name; COCO's or Karpathy's."""
+    """Open JSON: a list of objects (also as the only list in an object), captions or objects by file name, COCO's or Karpathy's."""
     try:
         value = parse_json(text, file.uri)
     except InputError:
@@ -275,7 +275,7 @@ def _numbered(entries: Sequence[object]) -> Iterator[tuple[str, Record | str]]:
 
 
 def _coco_rows(value: dict[str, Any]) -> Iterator[tuple[str, Record | str]]:
-    """A row an image, with all its captions; annotations of other sorts (boxes, masks) have none."""
+    """One row per image, with all its captions; other annotations (boxes, masks) have none."""
     captions: dict[object, list[object]] = defaultdict(list)
     of_captions = False
     for number, annotation in enumerate(value["annotations"], start=1):
@@ -332,7 +332,7 @@ def _open_parquet(file: SourceFile) -> Listed:
 
 @contextmanager
 def _parquet(file: SourceFile, opened: Callable[[Any], pq.ParquetFile] = pq.ParquetFile) -> Iterator[pq.ParquetFile]:
-    """A parquet file, of which what is needed is read; InputError if it is not a whole one."""
+    """Open a parquet file, reading only what is needed; InputError if it is incomplete."""
     store = open_store(file.uri)
     ranges = RangeReader(file.size, lambda start, length: store.get_unsealed(file.uri, start, length))
     try:

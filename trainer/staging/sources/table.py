@@ -1,6 +1,6 @@
 """Pairs from a folder with a list: a row names a picture, its caption or captions, and optionally label, split and family.
 
-Which files are lists, in which forms and under which names of columns, is told in docs/DATA.md.
+docs/DATA.md describes which files are lists, their forms and their column names.
 """
 
 import ast
@@ -34,31 +34,31 @@ NAME = "captions.csv"
 _STEMS = ("captions", "metadata")
 _MOST_GUESSED = 16
 _MAX_LISTED_CHARS = 1 << 16
-"""Of a field of a CSV file that is a list of captions as JSON or Python writes it."""
+"""Length of a CSV field that is a list of captions in JSON or Python syntax."""
 READ = (
     "captions.csv or metadata.csv, .tsv, .jsonl, .json or .parquet with a column file (or file_name, image …) and a column caption "
     "(or text …) or label, COCO's and Karpathy's JSON, or a .txt or .json beside each picture"
 )
-"""What is read, for messages."""
+"""Supported lists, for messages."""
 _PLANNED = "is planned and fetched, by python -m trainer stage plan urls --list {uri} or with a YAML file of kind urls as the source"
 _PLANNED += " (docs/DATA.md)"
 _SHOWN_COLUMNS = 12
 
 
 def is_list_file(uri: str, file: SourceFile) -> bool:
-    """Whether a source is not a folder, but a list in it."""
+    """Whether a source is a list rather than a folder."""
     return uri.endswith(f"/{file.name}") and kinds.suffix_of(file.name) in records.SUFFIXES
 
 
 def find(uri: str, files: Sequence[SourceFile], name: str = "") -> list[Listed]:
-    """The lists of a folder; none where captions are beside the pictures, or in tars, or nowhere.
+    """The lists of a folder; none if captions are beside the pictures, in tars, or missing.
 
-    A list that was named is the list. Else captions.csv at the top is, whatever else there is; else the files called captions or
-    metadata; and where no caption is beside a picture, one file of any name that lists pictures and captions, or pictures and
-    labels where the pictures do not lie in folders named after their classes.
+    In order of preference: the list given as the source; captions.csv at the top; the files called captions or metadata; and, if no
+    picture has a caption beside it, one file of any name that lists pictures and captions, or pictures and labels unless the
+    pictures are in class folders.
 
     Raises:
-        InputError: a list that cannot be read, or several of which any may be meant.
+        InputError: a list cannot be read, or several files could be the list.
     """
     by_name = {file.name: file for file in files}
     pictures = {file.name.rpartition(".")[0] for file in files if kinds.is_picture(file.name)}
@@ -93,13 +93,13 @@ def find(uri: str, files: Sequence[SourceFile], name: str = "") -> list[Listed]:
 
 
 def _guessed(free: Sequence[SourceFile]) -> Sequence[SourceFile]:
-    """Files of any name that are looked into for a list."""
+    """Files that are inspected although their names do not mark them as lists."""
     few = free if len(free) <= _MOST_GUESSED else [file for file in free if kinds.suffix_of(file.name) not in (".txt", ".json")]
     return few[:_MOST_GUESSED]
 
 
 def looked_into(uri: str, files: Sequence[SourceFile]) -> list[Listed]:
-    """Files of several columns that `find` took for no list of pictures and captions, for messages; at most three."""
+    """Files with several columns that `find` did not accept as a list, for messages; at most three."""
     free = [file for file in files if kinds.suffix_of(file.name) in records.SUFFIXES]
     opened = [listed for file in _guessed(free) for listed in _open_quietly(records.open_list, file)]
     return [listed for listed in opened if len(listed.columns) > 1][:3]
@@ -111,7 +111,7 @@ def _is_named_as_list(file: SourceFile) -> bool:
 
 
 def _open_quietly(open_one: Any, file: SourceFile) -> Iterator[Listed]:
-    """The list that a file of any name may be; one that cannot be read is none, unless it holds the pictures themselves."""
+    """Open a file that may be a list, ignoring one that cannot be read, unless it contains the pictures themselves."""
     try:
         yield open_one(file)
     except records.PicturesInParquetError:
@@ -127,7 +127,7 @@ def _find_quietly(places: Places, name: str) -> SourceFile | None:
 
 
 def _require_list(listed: Listed, has_pictures: bool, labels_do: bool = True) -> Listed:
-    """InputError if a list lacks a column, or names what lies on the web: what was found, what is read, and how to convert it."""
+    """InputError if a list lacks a column or contains URLs: says what was found, what is supported, and how to convert it."""
     if listed.has_urls and ("file" not in listed.roles or not has_pictures):
         raise InputError(explain_urls(listed))
     if listed.is_list or (listed.of_labels and labels_do):
@@ -149,7 +149,7 @@ def explain_urls(listed: Listed) -> str:
 
 
 def _conversion(listed: Listed, missing: Sequence[str]) -> str:
-    """One line that makes a list readable."""
+    """A one-line command that makes a list readable."""
     name, suffix = listed.file.name.rpartition("/")[2], kinds.suffix_of(listed.file.name)
     if listed.form.startswith("CSV"):
         renames = ";".join(f"1s/NAME/{role}/" for role in missing)
@@ -161,7 +161,7 @@ def _conversion(listed: Listed, missing: Sequence[str]) -> str:
 
 
 def _settle(uri: str, lists: list[Listed]) -> list[Listed]:
-    """Several lists are parts of one where each lies in a folder of its own or is named after a split of its own."""
+    """Accept several lists as parts of one if each has its own folder, or is named after its own split; otherwise InputError."""
     parts = [(listed.file.name.rpartition("/")[0], split_in(listed.file.name)) for listed in lists]
     for number, part in enumerate(parts):
         if part in parts[:number]:
@@ -174,7 +174,7 @@ def _settle(uri: str, lists: list[Listed]) -> list[Listed]:
 
 @dataclass(slots=True)
 class _Picture:
-    """What the rows of one picture say."""
+    """The combined rows of one picture."""
 
     file: SourceFile
     place: str
@@ -186,12 +186,12 @@ def read(uri: str, files: Sequence[SourceFile], lists: Sequence[Listed] | None =
     """Every picture of the lists; several captions are in one field (one per line), in a list, or in rows of their own.
 
     Args:
-        uri: of the folder.
-        files: in it.
-        lists: those found in it; default: looked for.
+        uri: the folder's URI.
+        files: the files in it.
+        lists: its lists; default: they are searched for.
 
     Raises:
-        InputError: no list, one without rows or without a column, an unknown split, pictures whose names are one without their suffix.
+        InputError: no list, one without rows or without a column, an unknown split, or pictures whose names differ only in suffix.
     """
     lists = find(uri, files) if lists is None else lists
     places = Places(uri, files)
@@ -221,10 +221,10 @@ def read(uri: str, files: Sequence[SourceFile], lists: Sequence[Listed] | None =
 
 
 class _Taker:
-    """Notes what the rows of one list say of their pictures."""
+    """Collects the rows of one list by picture."""
 
     def __init__(self, listed: Listed, places: Places, pictures: dict[str, _Picture], named: set[str]) -> None:
-        """`named` gets the names of all pictures that rows name, usable or not."""
+        """`named` receives the names of all pictures in the list, usable or not."""
         self._listed = listed
         self._places = places
         self._pictures = pictures
@@ -235,7 +235,7 @@ class _Taker:
         self._is_table = "CSV" in listed.form
 
     def take(self, place: str, record: Record) -> Reject | str | None:
-        """Note what a row says; else why it says nothing, as a reject or in words."""
+        """Collect a row; returns None, or why it is not used, as a reject or in words."""
         value = self._first(record, "file")
         if isinstance(value, bool) or not isinstance(value, str | int):
             return f"the picture's name must be text, got {shown(value)}"
@@ -264,7 +264,7 @@ class _Taker:
             if text and known and text != known:
                 return f"{role} {text!r} of {name}, but {known!r} in {picture.place}"
             picture.facts[role] = known or text
-        if len(picture.captions) > MAX_CAPTIONS:  # it is lost: its further rows are not compared with all before them
+        if len(picture.captions) > MAX_CAPTIONS:  # already lost, so its further rows need no comparison
             return None
         new = [caption for caption in dict.fromkeys(captions) if caption not in picture.captions]
         picture.captions += new
@@ -277,7 +277,7 @@ class _Taker:
         return first_captions(map(_cell, values) if self._is_table else values, where)
 
     def _first(self, record: Record, role: str) -> object:
-        """What a row says in the first column for it that is not empty."""
+        """A row's value in the first non-empty column for a role."""
         for column in self._listed.roles[role]:
             value = record.get(column)
             if value is not None and value != "":
@@ -298,7 +298,7 @@ class _Taker:
 
 
 def _cell(value: object) -> object:
-    """What a field of a CSV file holds: captions, one per line, or a list of them as JSON or Python writes it."""
+    """The value of a CSV field: captions, one per line, or a list of them in JSON or Python syntax."""
     if not isinstance(value, str):
         return value
     text = value.strip()
@@ -312,7 +312,7 @@ def _cell(value: object) -> object:
 
 
 def _list_in(text: str) -> list[object] | None:
-    """The list that a text is, of whatever: what in it is text is a caption, and its brackets are none."""
+    """The list that a text represents, or None; its strings are captions, its brackets are not."""
     for parse in (json.loads, ast.literal_eval):
         with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             found = parse(text)
@@ -322,7 +322,7 @@ def _list_in(text: str) -> list[object] | None:
 
 
 def _rows(pictures: dict[str, _Picture]) -> tuple[list[PairRow], list[Reject]]:
-    """The pictures as rows: a split that no row names is that of the lists, or of the folders, where all have one."""
+    """The pictures as rows; without a split in the rows, that of the lists or folders is used, if all have one."""
     rows: list[PairRow] = []
     rejects: list[Reject] = []
     splits = {name: picture.facts.get("split", "") for name, picture in pictures.items()}
@@ -349,7 +349,7 @@ def _rows(pictures: dict[str, _Picture]) -> tuple[list[PairRow], list[Reject]]:
 
 
 def read_csv(table: SourceFile, required: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file by column name; InputError if it is no UTF-8 or lacks a column."""
+    """The rows of a CSV file by column name; InputError if it is not UTF-8 or lacks a column."""
     check_size(table.size, MAX_TABLE_BYTES, table.uri)
     try:
         text = decode(Blob(table.uri).read())

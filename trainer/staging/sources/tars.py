@@ -1,7 +1,7 @@
 """Pairs from WebDataset tars, img2dataset's output included.
 
-Members of one sample share a name up to its first dot. What img2dataset could not fetch is in the table that it
-leaves beside each tar: it is counted, but it is no fault of these files.
+Members of one sample share a name up to its first dot. Pictures that img2dataset could not fetch are listed in the table that
+it writes beside each tar: they are counted, but not as faults.
 """
 
 import sys
@@ -32,15 +32,15 @@ from trainer.storage.tarfiles import Member, by_sample, read_members
 _BLOCK_BYTES = 4 << 20
 _SMALL = ("txt", "caption", "json", "cls")
 _CLASS_NAMES = "classnames.txt"
-_STATS = "_stats.json"  # img2dataset leaves it beside each tar that it finished
+_STATS = "_stats.json"  # img2dataset writes it beside each finished tar
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
 
 
 def read(uri: str, files: Sequence[SourceFile]) -> Rows[PairRow]:
-    """Every sample of every tar of the folder. Where none has a caption, the label of a class is its caption.
+    """Every sample of every tar of the folder. If none has a caption, class labels are used as captions.
 
     Raises:
-        InputError: a tar that is none, is cut short or packed, two samples of one name in a tar, no picture in any of them.
+        InputError: a tar is invalid, truncated or compressed, two samples in a tar have one name, or no tar has a picture.
     """
     names = next((_class_names(file) for file in files if file.name == _CLASS_NAMES), [])
     by_name = {file.name: file for file in files}
@@ -82,7 +82,7 @@ def read(uri: str, files: Sequence[SourceFile]) -> Rows[PairRow]:
 
 
 def _unfinished(base: str, by_name: dict[str, SourceFile]) -> str:
-    """Words on a tar without img2dataset's note that it is done, where other tars have theirs."""
+    """A hint for errors about a tar that lacks img2dataset's `_stats.json` although other tars have theirs; else empty."""
     if f"{base}{_STATS}" in by_name or not any(name.endswith(_STATS) for name in by_name):
         return ""
     return f": img2dataset has not finished it (no {base}{_STATS} beside it): let it finish, or remove the tar"
@@ -94,7 +94,7 @@ def _class_names(file: SourceFile) -> list[str]:
 
 
 def _not_fetched(tar: SourceFile, table: SourceFile, keys: set[str]) -> Iterator[Reject]:
-    """The rows of a tar that img2dataset got no picture for, and those that it says are in the tar and are not."""
+    """Rejects for rows that img2dataset could not fetch, and for those that it lists as fetched but the tar lacks."""
     check_size(table.size, MAX_COPY_FILE_BYTES, table.uri)
     for row in read_parquet(Blob(table.uri).read(), table.uri, ["key", "status", "error_message"]):
         if row["status"] != "success":
@@ -118,7 +118,7 @@ def _is_small(name: str) -> bool:
 def _row(
     where: str, key: str, file: SourceFile, members: dict[str, Member], class_names: list[str]
 ) -> tuple[PairRow | None, Reject | None]:
-    """A sample as a row, or as a reject; both where it has a label, and no caption."""
+    """A sample as a row, or as a reject; both if it has a label but no caption."""
     image = next((members[suffix[1:]] for suffix in kinds.READ if suffix[1:] in members), None)
     if image is None:
         unread = next((suffix for suffix in kinds.NOT_READ if suffix[1:] in members), None)

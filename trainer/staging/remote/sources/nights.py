@@ -1,7 +1,7 @@
-"""NIGHTS at a URI, in any of the ways it comes: the table is read when planning, the pictures when fetching.
+"""NIGHTS at a URI, in any published form: the table is read when planning, the pictures when fetching.
 
-A folder in its layout, nights.zip, or the folder of its chunk zips with data.csv beside them. Of zips only their directories
-are read, and later each picture by a range of its own, so that nothing of 58 GB need lie on this machine.
+The source is a folder in its layout, nights.zip, or the folder of its chunk zips with data.csv beside them. Planning reads only
+the directories of zips, and fetching reads each picture by its own range, so that none of the 58 GB is stored on this machine.
 """
 
 from collections.abc import Iterator
@@ -38,9 +38,9 @@ def plan(root: str, source: str, table_uri: str, recipe: Recipe, http: HttpSetti
     Args:
         root: store URI under which datasets/ lies.
         source: URI (http(s), s3 or a path) of a folder in NIGHTS layout, of nights.zip, or of the folder of the chunk zips.
-        table_uri: of data.csv, for the chunks; empty: it is in the folder or the zip.
-        recipe: its staging section and perceptual.min_votes decide the bytes.
-        http: how HTTP servers are asked.
+        table_uri: URI of data.csv, for the chunks; empty: it is in the folder or the zip.
+        recipe: its staging section and perceptual.min_votes determine the bytes.
+        http: settings for HTTP servers.
     """
     root, source = absolute(root), base_of("--list", source).rstrip("/")
     settings = recipe.staging
@@ -86,7 +86,7 @@ def plan(root: str, source: str, table_uri: str, recipe: Recipe, http: HttpSetti
 
 
 def _look(client: PoliteClient, source: str, table_uri: str) -> tuple[str, bytes, dict[str, str | Member]]:
-    """The image base, data.csv, and where below the base each picture lies that the table names, by its name there."""
+    """The image base, data.csv, and the place below the base of each picture in the table, by its name there."""
     if source.endswith(".zip"):
         base, _, archive = source.rpartition("/")
         members = {member.name: member for member in read_directory(client, source, archive, "")}
@@ -127,7 +127,7 @@ def _named(table: bytes, uri: str) -> list[str]:
 
 
 def _read(uri: str, table: bytes, places: dict[str, str], min_votes: int) -> Rows[TripletRow]:
-    """The rows of the table, whose pictures are named by where they lie."""
+    """The rows of the table, with each picture named by its place."""
     pictures = [SourceFile(name, place, -1, 0.0) for name, place in places.items()]
     with _as_file(table) as file:
         return nights.read(uri, [file, *pictures], min_votes)
@@ -135,7 +135,7 @@ def _read(uri: str, table: bytes, places: dict[str, str], min_votes: int) -> Row
 
 @contextmanager
 def _as_file(table: bytes) -> Iterator[SourceFile]:
-    """data.csv as a file of this machine."""
+    """data.csv as a local file."""
     with naming_full_disk(nights.NAME), temporary_folder("nights") as scratch:
         path = scratch / nights.NAME
         path.write_bytes(table)

@@ -1,8 +1,8 @@
 """Any list of URLs with captions: CSV of any separator, JSON lines, JSON or parquet.
 
-Columns, by the first name that is there: url, image_url, img_url; caption(s), text(s), alt_text, title, of which the first that holds
-text counts, row by row (several captions of one picture are in one field, one per line, or in a list); optional label; optional
-id or key (else the URL's MD5 is the key). CSV of two columns of which the first line has a URL has no header, as CC3M and CC12M have none.
+Columns, by the first name that exists: url, image_url, img_url; caption(s), text(s), alt_text, title (in each row the first column
+with text is used; several captions are in one field, one per line, or in a list); optional label; optional id or key (default: the
+URL's MD5). A two-column CSV whose first line has a URL has no header, as in CC3M and CC12M.
 """
 
 import csv
@@ -35,14 +35,14 @@ _TABLES = tuple(f"{suffix}{packed}" for suffix in (".csv", ".tsv", ".psv", ".tab
 _JSON = tuple(f"{suffix}{packed}" for suffix in (".jsonl", ".ndjson", ".json") for packed in ("", ".gz", ".zst"))
 _SEPARATORS = ",\t;|"
 _SEEN_OBJECTS = 1000
-"""Of JSON: their keys are the columns."""
+"""Objects of a JSON list that are inspected: their keys are the columns."""
 
 
 def table(database: duckdb.DuckDBPyConnection, inputs: Inputs, *, list_uri: str, captions: str) -> Table:
     """The rows of a list.
 
     Raises:
-        InputError: no list, or one without a column of URLs or of captions; it says what was found.
+        InputError: not a list, or one without a column of URLs or captions; the message says what was found.
     """
     if captions != "as-is":
         raise InputError("--captions must be as-is for a list of URLs, which has captions of its own")
@@ -74,7 +74,7 @@ def table(database: duckdb.DuckDBPyConnection, inputs: Inputs, *, list_uri: str,
 
 
 def _open(database: duckdb.DuckDBPyConnection, path: str, uri: str) -> tuple[str, dict[str, tuple[str, str]]]:
-    """A relation over a list with "#position" and "#broken"; and expression and type of each of its columns, called as in the list."""
+    """A relation over a list with "#position" and "#broken"; and the expression and type of each column, by its name in the list."""
     if uri.endswith(_JSON):
         seen = f"(SELECT value FROM {json_objects(path)} WHERE json_type(value) = 'OBJECT' LIMIT {_SEEN_OBJECTS})"
         keys = [str(row[0]) for row in run(database, f"SELECT DISTINCT unnest(json_keys(value)) AS key FROM {seen} ORDER BY key")]
@@ -87,7 +87,7 @@ def _open(database: duckdb.DuckDBPyConnection, path: str, uri: str) -> tuple[str
 
 
 def _table(database: duckdb.DuckDBPyConnection, path: str) -> str:
-    """A relation over text in columns, separated by that with which the first line names URL and caption."""
+    """A relation over a CSV, with the separator that yields the columns for URL and caption in the first line."""
     first = run(database, f"SELECT line FROM {lines(path)} LIMIT 1")
     line = str(first[0][0] or "") if first else ""
     headers = {one: next(csv.reader([line], delimiter=one), []) for one in _SEPARATORS}
@@ -101,13 +101,13 @@ def _table(database: duckdb.DuckDBPyConnection, path: str) -> str:
 
 
 def _names_of(first: Sequence[str]) -> list[str]:
-    """Names of the columns where the first line is a row: one URL and one caption; else none."""
+    """Names for the columns if the first line is already a row (one URL and one caption); else none."""
     names = ["url" if is_web(field.strip()) else "caption" for field in first]
     return names if sorted(names) == ["caption", "url"] else []
 
 
 def _pointer(key: str) -> str:
-    """A key as JSON pointer has it."""
+    """A key as a JSON pointer."""
     return "/" + key.replace("~", "~0").replace("/", "~1")
 
 

@@ -5,7 +5,7 @@
 - declip: JSON lines with caption, filename and url (15,388,848 rows); stands alone.
 - rwkv: parquet with a caption or CLIP's token ids (15,061,515 rows), and a hash, file name or URL; stands alone.
 
-Pictures lie at {hash[:3]}/{hash[3:6]}/{hash}.jpg below the image base, or where the list's own URLs say.
+Pictures are at {hash[:3]}/{hash[3:6]}/{hash}.jpg below the image base, or at the list's own URLs.
 """
 
 import os
@@ -95,7 +95,7 @@ def _load_ids(database: duckdb.DuckDBPyConnection, path: str, uri: str) -> None:
 
 
 def _declip(database: duckdb.DuckDBPyConnection, inputs: Inputs, list_uri: str) -> tuple[str, str]:
-    """JSON lines; the picture is named by its hash, or lies at the URL."""
+    """JSON lines; the picture is named by its hash, or by its URL."""
     fields = {name: f"json_extract(value, '/{name}')" for name in ("caption", "filename", "url")}
     relation = (
         f"(SELECT position, {texts(fields['caption'], 'JSON')} AS texts, {is_odd(fields['caption'], 'JSON')} AS odd, "
