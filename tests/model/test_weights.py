@@ -8,6 +8,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 from trainer.config import ModelConfig
 from trainer.configs import load_recipe
@@ -111,7 +112,12 @@ def test_the_saved_configuration_names_every_size(tmp_path: Path) -> None:
     assert content["preprocess_cfg"]["size"] == [32, 32]
 
 
-def test_a_full_disk_is_named():
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Safetensors says it in an error of its own, which would end a run with a traceback."""
-    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
-        towers.write_tensors(Path("/dev/full"), {"weight": torch.zeros(4)})
+
+    def refuse(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(towers, "save_file", refuse)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/weights'"):
+        towers.write_tensors(tmp_path / "weights", {"weight": torch.zeros(4)})
