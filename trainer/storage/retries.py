@@ -35,7 +35,11 @@ class Backoff:
 
 
 class Retries:
-    """Growing pauses between tries of one thing, until a time has passed without success."""
+    """Growing pauses between tries of one thing, until a time has passed without success.
+
+    Attributes:
+        failures: tries since the last success.
+    """
 
     def __init__(self, seconds: float) -> None:
         self._seconds, self._backoff = seconds, Backoff()
@@ -43,18 +47,18 @@ class Retries:
 
     def restart(self) -> None:
         """A request succeeded: the next failure has the whole time again."""
-        self._tries, self._start = 0, time.monotonic()
+        self.failures, self._start = 0, time.monotonic()
         self._backoff.reset()
 
     def wait(self, cause: str, *, at_least: float = 0.0, seconds: float | None = None) -> None:
         """Sleep before the next try; RunError with `cause` if the time (or `seconds`, if less) would run out."""
-        self._tries += 1
+        self.failures += 1
         allowed = self._seconds if seconds is None else min(seconds, self._seconds)
         pause = max(at_least, self._backoff.seconds())
         waited = time.monotonic() - self._start
         if waited + pause > allowed:
-            raise RunError(f"{cause} (given up after {self._tries} tries in {waited:.0f} s)")
-        if self._tries == 4:  # a hiccup is not worth a line, an outage is
+            raise RunError(f"{cause} (given up after {self.failures} tries in {waited:.0f} s)")
+        if self.failures == 4:  # a hiccup is not worth a line, an outage is
             _log.warning("%s; trying again for up to %.0f s", without_credentials(cause), allowed)
         time.sleep(pause)
 
