@@ -55,8 +55,17 @@ MAX_HEADER_CHARS = 64 << 10
 """Length of the first line of a list, which names its columns."""
 MAX_ROW_CHARS = 4 << 20
 """Length of a CSV row, however many lines and fields it has."""
-MAX_JSON_PARTS = 50_000_000
-"""Commas and brackets in a JSON file, each of which makes a value of 50 bytes or more: enough for five million captions."""
+MAX_REJECTED_ROWS = 100_000
+"""Rejected rows of a source's lists, while fewer rows are usable: each is kept with its cause, at 350 bytes. Of ten million rows, as many
+as MAX_TABLE_BYTES hold, --max-reject-fraction allows this many by default."""
+MAX_JSON_PARTS = 20_000_000
+"""Commas and brackets in a JSON file, each of which makes a value of 50 bytes or more: three million pictures with a caption have 13
+million, COCO's captions 4 million. A file with this many takes about 1 GB to read, but has 160 MB or more: see MIN_JSON_PART_BYTES."""
+MIN_JSON_PART_BYTES = 8
+"""Bytes per comma or bracket in a JSON file that has more than MAX_DENSE_JSON_PARTS of them: lists of captions have 20 to 30, Karpathy's,
+which list each word, 12, and `{},` 1.5."""
+MAX_DENSE_JSON_PARTS = 2_000_000
+"""Commas and brackets in a JSON file of any density: reading them takes at most 150 MB."""
 MAX_COPY_FILE_BYTES = 1 << 30
 """Size of a file in a copy of an evaluation set that is read whole; the largest, STL-10's test_X.bin, has 221 MB."""
 MAX_CELLS = 1_000_000
@@ -127,13 +136,14 @@ def parse_json(data: bytes | str, source: str, error: type[Exception] = InputErr
         most: bytes (characters) allowed; None for no limit.
 
     Raises:
-        error: not JSON, nested deeper than MAX_DEPTH, an integer of thousands of digits, more than MAX_JSON_PARTS commas and
-            brackets, or longer than `most`.
+        error: not JSON, nested deeper than MAX_DEPTH, an integer of thousands of digits, more commas and brackets than MAX_JSON_PARTS
+            and MIN_JSON_PART_BYTES allow, or longer than `most`.
     """
     check_size(len(data), most, source, error)
     brackets = _count(data, "[{")
-    if brackets + _count(data, ",") > MAX_JSON_PARTS:
-        raise error(f"{source}: more than {MAX_JSON_PARTS:,} commas and brackets, the most that are read")
+    most_parts = min(MAX_JSON_PARTS, max(MAX_DENSE_JSON_PARTS, len(data) // MIN_JSON_PART_BYTES))
+    if brackets + _count(data, ",") > most_parts:
+        raise error(f"{source}: more than {most_parts:,} commas and brackets, the most that are read in {len(data):,} bytes")
     try:
         value = json.loads(data)
     except RecursionError as cause:

@@ -1,15 +1,21 @@
 """What is left of the start: the cosine of a tower's matrices with those that stage 2 began with."""
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 
+from tests.damage import flip
 from tests.evaluation import build
 from trainer.config import ContrastiveConfig, EvaluateConfig, StageConfig, StartConfig
+from trainer.errors import Corrupt
+from trainer.evaluation.measure import _with_start
 from trainer.evaluation.prior import Start, cosine
+from trainer.evaluation.results import Outcome
 from trainer.model import towers
 from trainer.storage import layout
+from trainer.storage.committed import find_damage, read_committed
 from trainer.storage.recipes import write_config_file
 
 
@@ -56,3 +62,24 @@ def test_a_start_that_is_gone_leaves_the_figure_out(tmp_path: Path, capsys: pyte
     assert missing.cosine({}) is None
     assert missing.cosine({}) is None
     assert capsys.readouterr().out.count("similarity to the start is left out") == 1
+
+
+def test_a_damaged_start_fails_the_measurement_and_not_only_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A result without the figure would count as done for good."""
+    place = {"uri": f"{tmp_path}/tower/final", "recipe_hash": build.finished(f"{tmp_path}/tower", seed=7, tower=True)}
+    seal = read_committed(place["uri"])
+    assert seal is not None
+    assert not find_damage(f"{tmp_path}/tower", seal)
+    file = tmp_path / "tower/final/vision.safetensors"
+    file.write_bytes(flip(file.read_bytes(), 80_000))
+    start = Start(evaluation(tmp_path / "cell", StartConfig(kind="tower", **place)))
+
+    for _ in range(2):
+        with pytest.raises(
+            Corrupt, match=r"tower/final/vision\.safetensors: its SHA-256 does not match .*; run the stage in .*tower again"
+        ):
+            start.cosine({})
+    assert "left out" not in capsys.readouterr().out
+    encoder = Mock(vision_weights=dict)
+    assert isinstance(_with_start(Outcome(metrics={}, chance={}, baselines={}, items={}, num_items=0), start, encoder), Corrupt)
+    assert list(find_damage(f"{tmp_path}/tower", seal)) == [str(file)]

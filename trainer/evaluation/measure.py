@@ -74,9 +74,9 @@ def measure(config: EvaluateConfig, jobs: Sequence[Job]) -> Measured:
             advance_set = partial(advance, len(same_set))
             measure_one = measure_group if same_set[0].group else measure_set
             for job, outcome in measure_one(config, same_set, encoders, threads, advance_set):
+                if isinstance(outcome, Outcome) and job.split and job.model.stage == "contrastive":
+                    outcome = _with_start(outcome, start_of_cell, encoders[job.model])
                 if isinstance(outcome, Outcome):
-                    if job.split and job.model.stage == "contrastive":
-                        outcome = replace(outcome, start_cosine=start_of_cell.cosine(encoders[job.model].vision_weights()))
                     job.wanted.block["weights_sha256"] = job.model.weights_sha256 or encoders[job.model].weights_sha256()
                     write_result(job.wanted, outcome, cell, f"{job.model.stage}-{job.model.when}")
                     written.append(job)
@@ -87,6 +87,14 @@ def measure(config: EvaluateConfig, jobs: Sequence[Job]) -> Measured:
     if not errors and (done < total or not total):
         progress(step, max(done, total), max(done, total), "images")
     return Measured(written=written, errors=errors)
+
+
+def _with_start(outcome: Outcome, start: Start, encoder: Encoder) -> Outcome | RunError:
+    """The outcome with the model's similarity to its start; why there is none, if the start cannot be read."""
+    try:
+        return replace(outcome, start_cosine=start.cosine(encoder.vision_weights()))
+    except RunError as error:
+        return error
 
 
 def load_encoders(config: EvaluateConfig, group: Sequence[ModelAt], device: torch.device, errors: list[Failure]) -> dict[ModelAt, Encoder]:

@@ -14,7 +14,6 @@ from trainer.config import EvaluateConfig
 from trainer.errors import InputError, RunError
 from trainer.model import towers
 from trainer.storage import layout
-from trainer.storage.base import MissingObject
 from trainer.storage.recipes import read_stage
 
 
@@ -25,19 +24,28 @@ class Start:
         self._config = config
         self._weights: dict[str, Tensor] | None = None
         self._looked = False
+        self._failed: RunError | None = None
 
     def cosine(self, weights: Mapping[str, Tensor]) -> float | None:
-        """Cosine of all matrices as one row of numbers, gains and biases left out; None if the start cannot be read any more.
+        """Cosine of all matrices as one row of numbers, gains and biases left out; None if the start is gone, or is another by now.
 
         Args:
             weights: of a vision tower, by name, on the CPU.
+
+        Raises:
+            Corrupt: the start is damaged: a result without the figure would count as done for good.
+            RunError: the store failed.
         """
         if not self._looked:
             self._looked = True
             try:
                 self._weights = self._read()
-            except (InputError, RunError, MissingObject) as error:
+            except InputError as error:
                 print(f"evaluate: similarity to the start is left out: {error}", flush=True)
+            except RunError as error:
+                self._failed = error
+        if self._failed is not None:
+            raise self._failed
         return None if self._weights is None else cosine(weights, self._weights)
 
     def _read(self) -> dict[str, Tensor] | None:

@@ -2,11 +2,12 @@
 
 import hashlib
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
+from trainer.bounds import MAX_REJECTED_ROWS
 from trainer.errors import InputError
 from trainer.redaction import without_signatures
 from trainer.storage import open_store
@@ -102,7 +103,30 @@ class Reject:
         object.__setattr__(self, "detail", without_signatures(self.detail))
 
 
+def check_rejected(rejects: Sequence[Reject], usable: int, uri: str) -> None:
+    """Refuse lists made of rows that cannot be used, as soon as there are too many to keep.
+
+    Args:
+        rejects: of the source, so far.
+        usable: rows of it, so far.
+        uri: of the list that is read.
+
+    Raises:
+        InputError: more than MAX_REJECTED_ROWS, and more than are usable.
+    """
+    if len(rejects) <= max(MAX_REJECTED_ROWS, usable):
+        return
+    (cause, count), *_ = Counter(reject.cause for reject in rejects).most_common(1)
+    first = next(reject for reject in rejects if reject.cause == cause)
+    example = f"{first.where[:_SHOWN_CHARS]}: {first.detail[:_SHOWN_CHARS]}"
+    raise InputError(
+        f"{uri}: so far {len(rejects):,} rows cannot be used and {usable:,} can: {count:,} x {cause} (such as {example}): remove such rows "
+        "from the list"
+    )
+
+
 RowT = TypeVar("RowT", PairRow, TripletRow)
+_SHOWN_CHARS = 200
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
 

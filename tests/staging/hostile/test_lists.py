@@ -1,6 +1,7 @@
 """Lists made to hurt: columns, fields, values and captions without number are refused in one line, within seconds and little memory."""
 
 import io
+import json
 import os
 import re
 import subprocess
@@ -13,10 +14,12 @@ import pytest
 
 from tests.staging.hostile import copies
 from tests.staging.hostile.copies import write
+from trainer.bounds import parse_json
 from trainer.errors import InputError
 from trainer.staging.evaluation_sets.copies import Copy
 from trainer.staging.evaluation_sets.stage import CONVERTERS
 from trainer.staging.remote.unpack import unpack_parquet
+from trainer.staging.rows import Reject, check_rejected
 from trainer.staging.sources import nights, table
 from trainer.staging.sources.listing import list_source
 from trainer.storage.rdms import read_rdm
@@ -25,9 +28,10 @@ PEAK = """
 import sys, time
 from tests.peak import peak_bytes
 from trainer.errors import InputError
-from trainer.staging.sources import table, tars
+from trainer.staging.sources import nights, table, tars
 from trainer.staging.sources.listing import list_source
-files, read = list_source(sys.argv[1]), {"table": table, "tars": tars}[sys.argv[2]].read
+readers = {"table": table.read, "tars": tars.read, "nights": lambda uri, files: nights.read(uri, files, 0)}
+files, read = list_source(sys.argv[1]), readers[sys.argv[2]]
 before, began = peak_bytes(), time.process_time()
 try:
     found = read(sys.argv[1], files)
@@ -54,8 +58,10 @@ def refused(place: str, how: str) -> tuple[str, float, int]:
         ("captions.csv", b"file,caption\na.png,x\n" + b"," * (20 << 20), "line 3: a row of more than 4,194,304 characters"),
         ("captions.csv", b"file,caption\na.png,x\n" + b'"\n",' * (5 << 20), "line [0-9]+: a row of more than 4,194,304 characters"),
         ("captions.tsv", b"file\tcaption\na.png\tx\n" + b"\t" * (20 << 20), "a row of more than 4,194,304 characters"),
-        ("captions.json", b"[" + b"[]," * (26 << 20) + b"[]]", "more than 50,000,000 commas and brackets"),
-        ("captions.json", b"[" + b"{}," * (26 << 20) + b"{}]", "more than 50,000,000 commas and brackets"),
+        ("captions.json", b"[" + b"[]," * (26 << 20) + b"[]]", "more than 10,223,616 commas and brackets, the most that are read in 81"),
+        ("captions.json", b"[" + b"{}," * (5 << 20) + b"{}]", "more than 2,000,000 commas and brackets, the most that are read in 15"),
+        ("captions.json", b"[" + b'"",' * (5 << 20) + b"{}]", "more than 2,000,000 commas and brackets"),
+        ("captions.json", b'[{"file":"a.png","caption":"x"}' + b",{}" * 400_000 + b"]", "100,001 x no such file"),
         (
             "captions.csv",
             b"file,caption\n" + b"".join(b"a.png,caption %d\n" % number for number in range(150_000)),
@@ -92,6 +98,70 @@ def test_rows_without_end_are_refused_by_every_reader_of_csv(tmp_path: Path) -> 
 
 
 QUOTED = b'file,caption\na.png,"' + b"x" * (60 << 20) + b'"\n'
+
+
+def test_json_that_lists_each_word_is_read() -> None:
+    """The densest list in use, Karpathy's of COCO, is longer than what may be as dense as it likes."""
+    words = "a man on a horse in the rain at night"
+    sentence = json.dumps({"tokens": words.split(), "raw": words, "imgid": 1}, separators=(",", ":"))
+    assert len(parse_json(f"[{','.join([sentence] * 160_000)}]", "dataset_coco.json")) == 160_000
+
+
+UNUSABLE = [
+    ("captions.jsonl", b'{"file":"a.png","caption":"x"}\n', b"{}\n", r"no such file \(such as line 2: line 2 of captions\.jsonl"),
+    ("captions.jsonl", b'{"file":"a.png","caption":"x"}\n', b"x\n", r"bad row \(such as captions\.jsonl: line 2: line 2: not JSON"),
+    ("captions.jsonl", b'{"file":"a.png","caption":"x"}\n', b'{"file":"a.png"}\n', r"empty caption \(such as a\.png"),
+    ("captions.csv", b"file,caption\na.png,x\n", b"x\n", r"bad row \(such as captions\.csv: row 3: line 3 must have 2 columns"),
+    ("captions.csv", b"file,caption\na.png,x\n", b"b,c\n", r"no such file \(such as b: row 3 of captions\.csv"),
+    ("captions.csv", b"file,caption\n", b"a.png,x\n", r"duplicate \(such as a\.png: row 3 of captions\.csv"),
+    ("captions.csv", b"file,caption\na.png," + b'"' + b"x\n" * 1_001 + b'"\n', b"b,x\na.png,x\n", r"no such file \(such as b: "),
+    ("captions.tsv", b"file\tcaption\na.png\tx\n", b"x\n", r"bad row \(such as captions\.tsv: row 3: line 3 must have 2 columns"),
+    ("captions.tsv", b"file\tcaption\na.png\tx\n", b"\tx\n", r"no such file \(such as row 3: row 3 of captions\.tsv"),
+]
+
+
+@pytest.mark.parametrize(("name", "begin", "row", "line"), UNUSABLE)
+def test_rows_without_end_that_cannot_be_used_are_refused(tmp_path: Path, name: str, begin: bytes, row: bytes, line: str) -> None:
+    """6 MB of one row after another, each of which would be kept with its cause."""
+    content = begin + row * ((6 << 20) // len(row))
+    said, seconds, megabytes = refused(write(tmp_path, {"a.png": copies.PNG, name: content}), "table")
+    assert re.search(rf"{name}: so far 100,001 rows cannot be used and [0-9]+ can: (100,00[01]|50,00[01]) x {line}", said)
+    assert seconds < 2
+    assert megabytes < 300
+
+
+def test_lists_of_many_folders_share_one_bound(tmp_path: Path) -> None:
+    """What is too much in one list is too much in ten."""
+    rows = {f"{part}/captions.csv": b"file,caption\n" + b"b,c\n" * 15_000 for part in range(10)}
+    said, *_ = refused(write(tmp_path, {"0/a.png": copies.PNG, **rows}), "table")
+    assert re.search(r"6/captions\.csv: so far 100,001 rows cannot be used and 0 can", said)
+
+
+def test_unusable_rows_of_triplets_and_beside_tars_are_refused(tmp_path: Path) -> None:
+    """NIGHTS' table, and the one that img2dataset leaves: 1 million rows in a few kilobytes."""
+    begin = copies.nights()["data.csv"].partition(b"\n")[0]
+    commas = begin.count(b",")
+    rows = b"".join(b"%d" % number + b"," * commas + b"\n" for number in range(300_000))
+    said, seconds, megabytes = refused(write(tmp_path / "nights", {**copies.nights(), "data.csv": begin + b"\n" + rows}), "nights")
+    assert re.search(r"data\.csv: so far 100,001 rows cannot be used and 0 can: 100,001 x no votes \(such as 0: ", said)
+    assert (seconds < 2, megabytes < 300) == (True, True)
+    stream, count = io.BytesIO(), 1_000_000
+    columns = {"key": ["1"] * count, "status": ["failed"] * count, "error_message": ["404"] * count}
+    pq.write_table(pa.table(columns), stream, compression="zstd")
+    tar = copies.tar([("a.png", copies.PNG), ("a.txt", b"x")])
+    place = write(tmp_path / "tars", {"00000.tar": tar, "00000.parquet": stream.getvalue()})
+    said, seconds, megabytes = refused(place, "tars")
+    assert re.search(r"00000\.parquet: so far 100,001 rows cannot be used and 1 can: 100,001 x not fetched by its maker", said)
+    assert (seconds < 3, megabytes < 300) == (True, True)
+
+
+def test_large_lists_of_which_half_is_usable_are_read(tmp_path: Path) -> None:
+    """Of pictures that were fetched in part: --max-reject-fraction decides."""
+    rows = b"".join(b"a.png,caption %d\nb.png,x\n" % number for number in range(900))
+    found = table.read(place := write(tmp_path, {"a.png": copies.PNG, "captions.csv": b"file,caption\n" + rows}), list_source(place))
+    assert (len(found.rows), len(found.rejects)) == (1, 900)
+    check_rejected([Reject("a", "no such file", "b")] * 150_000, 150_000, "captions.csv")
+    check_rejected([Reject("a", "no such file", "b")] * 100_000, 0, "captions.csv")
 
 
 @pytest.mark.parametrize(

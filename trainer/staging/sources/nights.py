@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from trainer.errors import InputError
 from trainer.staging.foreign import number
-from trainer.staging.rows import Blob, Reject, TripletRow, check_split, check_unique, safe_key
+from trainer.staging.rows import Blob, Reject, TripletRow, check_rejected, check_split, safe_key
 from trainer.staging.sources.listing import Rows, SourceFile
 from trainer.staging.sources.table import read_csv
 
@@ -27,21 +27,25 @@ def read(uri: str, files: Sequence[SourceFile], min_votes: int) -> Rows[TripletR
     if NAME not in by_name:
         raise InputError(f"{uri}: no {NAME}: triplets come as a folder in NIGHTS layout ({NAME}, ref/, distort/)")
     table = by_name[NAME]
-    records = read_csv(table, _REQUIRED)
-    if not records:
-        raise InputError(f"{table.uri}: no rows below the header")
-    check_unique((record["id"] for record in records), table.uri)
-    judge = records[0].get("judge") or "people"
+    judge = ""
     rows: list[TripletRow] = []
     rejects: list[Reject] = []
-    for line, record in enumerate(records, start=2):
+    ids: set[str] = set()
+    for line, record in enumerate(read_csv(table, _REQUIRED), start=2):
+        if record["id"] in ids:
+            raise InputError(f"{table.uri}: row {line}: a second triplet with the id {record['id']!r}: ids must be unique")
+        ids.add(record["id"])
+        judge = judge or record.get("judge") or "people"
         row = _row(record, by_name, f"{table.uri}: row {line}")
+        if isinstance(row, TripletRow) and judge == "people" and row.votes < min_votes:
+            row = Reject(row.where, "too few votes", f"{row.votes}, the recipe asks for {min_votes}", counts=False)
         if isinstance(row, Reject):
             rejects.append(row)
-        elif judge == "people" and row.votes < min_votes:
-            rejects.append(Reject(row.where, "too few votes", f"{row.votes}, the recipe asks for {min_votes}", counts=False))
+            check_rejected(rejects, len(rows), table.uri)
         else:
             rows.append(row)
+    if not judge:
+        raise InputError(f"{table.uri}: no rows below the header")
     return Rows(rows=rows, rejects=rejects, judge=judge)
 
 

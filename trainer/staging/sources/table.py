@@ -15,7 +15,7 @@ from trainer.errors import InputError
 from trainer.staging import kinds
 from trainer.staging.captions import BadCaptionError, caption_of, decode, first_captions, one_line, split_lines
 from trainer.staging.foreign import shown
-from trainer.staging.rows import Blob, PairRow, Reject, check_split, check_unique, safe_key
+from trainer.staging.rows import Blob, PairRow, Reject, check_rejected, check_split, check_unique, safe_key
 from trainer.staging.sources import records
 from trainer.staging.sources.listing import Rows, SourceFile
 from trainer.staging.sources.places import (
@@ -198,6 +198,7 @@ def read(uri: str, files: Sequence[SourceFile], lists: Sequence[Listed] | None =
     pictures: dict[str, _Picture] = {}
     named: set[str] = set()
     rejects: list[Reject] = []
+    usable = 0
     for listed in lists:
         count, taker = 0, _Taker(listed, places, pictures, named)
         for place, record in listed.rows():
@@ -207,6 +208,8 @@ def read(uri: str, files: Sequence[SourceFile], lists: Sequence[Listed] | None =
                 reject = Reject(f"{listed.file.name}: {place}", "bad row", reject)
             if reject is not None:
                 rejects.append(reject)
+                check_rejected(rejects, usable + taker.usable, listed.file.uri)
+        usable += taker.usable
         if not count:
             raise InputError(f"{listed.file.uri}: no rows below the header" if "CSV" in listed.form else f"{listed.file.uri}: no rows")
     check_unique((name.rpartition(".")[0] or name for name in pictures), lists[0].file.uri if lists else uri)
@@ -225,6 +228,7 @@ class _Taker:
 
     def __init__(self, listed: Listed, places: Places, pictures: dict[str, _Picture], named: set[str]) -> None:
         """`named` receives the names of all pictures in the list, usable or not."""
+        self.usable = 0
         self._listed = listed
         self._places = places
         self._pictures = pictures
@@ -258,6 +262,7 @@ class _Taker:
         picture = self._pictures.get(name)
         if picture is None:
             self._pictures[name] = _Picture(file, where, list(dict.fromkeys(captions)), {**facts, "part": self._part})
+            self.usable += 1
             return None
         for role, text in {**facts, "part": self._part}.items():
             known = picture.facts.get(role, "")
@@ -268,6 +273,7 @@ class _Taker:
             return None
         new = [caption for caption in dict.fromkeys(captions) if caption not in picture.captions]
         picture.captions += new
+        self.usable += bool(new)
         return None if new else Reject(name, "duplicate", f"{where}: says what {picture.place} says", counts=False)
 
     def _captions(self, record: Record, label: str, where: str) -> tuple[str, ...]:
@@ -348,7 +354,7 @@ def _rows(pictures: dict[str, _Picture]) -> tuple[list[PairRow], list[Reject]]:
     return rows, rejects
 
 
-def read_csv(table: SourceFile, required: Sequence[str]) -> list[dict[str, str]]:
+def read_csv(table: SourceFile, required: Sequence[str]) -> Iterator[dict[str, str]]:
     """The rows of a CSV file by column name; InputError if it is not UTF-8 or lacks a column."""
     check_size(table.size, MAX_TABLE_BYTES, table.uri)
     try:
@@ -361,9 +367,7 @@ def read_csv(table: SourceFile, required: Sequence[str]) -> list[dict[str, str]]
     if missing:
         has = ", ".join(columns) or "nothing"
         raise InputError(f"{table.uri}: has no column {' and no column '.join(map(repr, missing))} (its first line: {has})")
-    found = []
     for line, fields in rows:
         if len(fields) != len(columns):
             raise InputError(f"{table.uri}: line {line} must have {len(columns)} columns, like the first line")
-        found.append(dict(zip(columns, fields, strict=True)))
-    return found
+        yield dict(zip(columns, fields, strict=True))

@@ -24,7 +24,7 @@ from trainer.staging.captions import (
 from trainer.staging.foreign import lines_of, text_of
 from trainer.staging.parquet import read_parquet
 from trainer.staging.ranges import BoundedReader, RangeReader
-from trainer.staging.rows import Blob, PairRow, Reject, check_split, safe_key
+from trainer.staging.rows import Blob, PairRow, Reject, check_rejected, check_split, safe_key
 from trainer.staging.sources.listing import Rows, SourceFile
 from trainer.storage import open_store
 from trainer.storage.tarfiles import Member, by_sample, read_members
@@ -71,7 +71,9 @@ def read(uri: str, files: Sequence[SourceFile]) -> Rows[PairRow]:
             rows += [row] if row and not reject else []
             rejects += [reject] if reject and not row else []
         if (table := by_name.get(f"{base}.parquet")) is not None:
-            rejects += _not_fetched(file, table, keys)
+            for lost in _not_fetched(file, table, keys):
+                rejects.append(lost)
+                check_rejected(rejects, len(rows) + len(labelled), table.uri)
     if rows:
         rejects += (reject for _, reject in labelled)
     else:
