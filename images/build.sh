@@ -56,12 +56,13 @@ build() { # <image> <reference>
 }
 
 save() { # <reference> <archive>
-    rm -f "$2"
+    rm -f "$2.partial" # what reads the folder meanwhile, such as a node that starts, finds no half of an archive
     if [ "$builder" = buildah ]; then
-        buildah "${builder_options[@]}" push --quiet "$1" "docker-archive:$2:$1"
+        buildah "${builder_options[@]}" push --quiet "$1" "docker-archive:$2.partial:$1"
     else
-        "$builder" "${builder_options[@]}" save --output "$2" "$1"
+        "$builder" "${builder_options[@]}" save --output "$2.partial" "$1"
     fi
+    mv "$2.partial" "$2"
 }
 
 push() { # <reference>: what the registry has it under, sha256:…; known only after a push, since it hashes what was compressed for it

@@ -33,7 +33,13 @@ REPOSITORY = Path(__file__).parents[1]
 PAGE = REPOSITORY / "docs/SECURITY.md"
 BEGIN, END = "<!-- written by scripts/pods_table.py -->\n", "<!-- end of what is written -->\n"
 RELEASE = "fs"
-PLACES = {"192.0.2.1/32": "the API server", "192.0.2.2/32": "the store", "192.0.2.3/32": "sources", "192.0.2.4/32": "Kubeflow"}
+PLACES = {
+    "192.0.2.1/32": "the API server",
+    "192.0.2.2/32": "the store",
+    "192.0.2.3/32": "sources",
+    "192.0.2.4/32": "Kubeflow",
+    "192.0.2.5/32": "Prometheus",
+}
 """Ranges that are in the values below for what a policy lets a pod reach."""
 VALUES: dict[str, Any] = {
     "images": {name: {"digest": f"sha256:{'0' * 64}"} for name in ("pipelines", "trainer", "minio")},
@@ -44,8 +50,9 @@ VALUES: dict[str, Any] = {
     "kubeflow": {"endpoint": "https://kubeflow.example.org", "multiUser": True, "unregister": True, "systemNamespace": "kubeflow"},
     "networkPolicy": {
         "enabled": True,
-        **{f"{name}Cidrs": [cidr] for name, cidr in zip(("apiServer", "store", "staging", "kubeflow"), PLACES, strict=True)},
+        **{f"{name}Cidrs": [cidr] for name, cidr in zip(("apiServer", "store", "staging", "kubeflow", "prometheus"), PLACES, strict=True)},
     },
+    "metrics": {"prometheusUrl": "https://prometheus.example.org"},
 }
 KINDS = ("trainer.kubeflow.org/v1alpha1/TrainingRuntime",)
 STAGES = {

@@ -41,7 +41,7 @@ class Placement:
     watchdog_seconds: float = placement(
         1800.0, "A step that takes longer ends the run and writes stack traces to hung/; 600 is enough if steps are short."
     )
-    metrics_port: int = placement(0, "Port of local rank 0's Prometheus endpoint; 0: none.")
+    metrics_port: int = placement(0, "Port of local rank 0's Prometheus endpoint; 0: none. On a cluster only the profile can set it.")
     preflight: bool = placement(False, "Measure the network and the store before step 1 and report what is too slow for the recipe.")
     log_every_steps: int = placement(10, "Steps between two lines of progress.jsonl.")
     compile: bool | Literal["auto"] = placement(

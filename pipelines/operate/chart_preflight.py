@@ -14,11 +14,10 @@ import yaml
 from pipelines.cluster.api import Api, Refused
 from pipelines.cluster.connection import Cluster
 from pipelines.cluster.kueue import Kueue
-from pipelines.operate.gpu_nodes import count_of, is_labelled, major_of, why_not
+from pipelines.operate.gpu_nodes import count_of, is_labelled, labels_of, major_of, why_not
 from pipelines.operate.kubeflow_preflight import kubeflow_checks
 from pipelines.operate.probes import Check, allowed, kueues, needed_kinds, served
 from pipelines.profile.profile import Profile
-from pipelines.profile.settings import JobSettings
 from trainer.configs import load_yaml, parse_config
 from trainer.configs.sizes import MINIMUM_DRIVERS
 from trainer.errors import InputError
@@ -152,24 +151,31 @@ def _profiles(objects: Iterable[Object]) -> Iterator[tuple[str, str, Profile]]:
 def _for_profile(api: Api, name: str, namespace: str, profile: Profile, cuda: int) -> Iterator[Check]:
     for kind in needed_kinds(profile, kubeflow=False):
         yield f"kind {kind.kind} for profile {name}", partial(served, api, kind, profile.jobs)
-    if profile.jobs.gpus_per_node:
-        yield f"GPUs for profile {name}", partial(_gpus, api, profile.jobs, cuda)
+    if profile.jobs.gpus_per_node and profile.backend != "local":
+        yield f"GPUs for profile {name}", partial(_gpus, api, profile, cuda)
     for queue in kueues(profile):
         yield f"queue {namespace}/{queue} for profile {name}", partial(Kueue(Cluster(api)).require, queue, namespace)
 
 
-def _gpus(api: Api, jobs: JobSettings, cuda: int) -> str:
+def _gpus(api: Api, profile: Profile, cuda: int) -> str:
+    """Whether nodes have room for all pods that train at the same time; a queue admits as many jobs as there is room for."""
     if not allowed(api, "list", "nodes", ""):
         return "not checked: no permission to list nodes"
-    gpus, resource = jobs.gpus_per_node, jobs.gpu_resource
-    found = api.call("GET", "/api/v1/nodes")["items"]
+    jobs = profile.jobs
+    gpus, resource, selector = jobs.gpus_per_node, jobs.gpu_resource, jobs.node_selector("train")
+    nodes = int(profile.placement.get("nodes") or jobs.nodes)
+    cells = 1 if jobs.labels.get(jobs.queue_label) or profile.limits.queues else max(profile.parallel_cells, 1)
+    found = [node for node in api.call("GET", "/api/v1/nodes")["items"] if selector.items() <= labels_of(node).items()]
     large = [node for node in found if count_of(node, resource) >= gpus]
     reasons = [(node, why_not(node, cuda)) for node in large]
     unfit = [reason for _, reason in reasons if reason]
     room = sum(count_of(node, resource) // gpus for node, reason in reasons if not reason)
-    if room < jobs.nodes:
+    if room < nodes * cells:
         most = max((count_of(node, resource) for node in found), default=0)
-        wanted = f"jobs need {counted(jobs.nodes, 'pod')} with {gpus} {resource}, but nodes have room for {room} (the largest has {most})"
+        whose = f"{cells} jobs at once (parallelCells) need" if cells > 1 else "jobs need"
+        where = f"nodes with {', '.join(f'{key}={value}' for key, value in selector.items())}" if selector else "nodes"
+        pods = counted(nodes * cells, "pod")
+        wanted = f"{whose} {pods} with {gpus} {resource}, but {where} have room for {room} (the largest has {most})"
         raise InputError("; ".join([wanted, *unfit[:3]]))
     unknown = resource.startswith("nvidia.com/") and not any(map(is_labelled, large))
     known = f"; their drivers are unknown; {MINIMUM_DRIVERS[cuda]} or newer is needed" if unknown else ""

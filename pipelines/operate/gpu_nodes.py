@@ -28,10 +28,14 @@ def count_of(node: Mapping[str, Any], resource: str) -> int:
     return int(node["status"].get("allocatable", {}).get(resource, 0))
 
 
+def labels_of(node: Mapping[str, Any]) -> dict[str, str]:
+    """The labels of a node."""
+    return dict((node.get("metadata") or {}).get("labels") or {})
+
+
 def why_not(node: Mapping[str, Any], cuda: int) -> str:
     """Why an image with this CUDA cannot run on the node's GPUs; empty: it can, or nothing is known."""
-    metadata = node.get("metadata") or {}
-    name, labels = metadata.get("name", "a node"), metadata.get("labels") or {}
+    name, labels = (node.get("metadata") or {}).get("name", "a node"), labels_of(node)
     driver = _number(labels, "cuda.driver-version.major", "cuda.driver.major")
     if driver is not None and driver < MINIMUM_DRIVERS[cuda]:
         return f"{name} has driver {driver}, but {MINIMUM_DRIVERS[cuda]} or newer is needed"
@@ -43,8 +47,7 @@ def why_not(node: Mapping[str, Any], cuda: int) -> str:
 
 def is_labelled(node: Mapping[str, Any]) -> bool:
     """Whether its driver is known."""
-    labels = (node.get("metadata") or {}).get("labels") or {}
-    return _number(labels, "cuda.driver-version.major", "cuda.driver.major") is not None
+    return _number(labels_of(node), "cuda.driver-version.major", "cuda.driver.major") is not None
 
 
 def _number(labels: Mapping[str, str], *names: str) -> int | None:

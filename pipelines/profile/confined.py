@@ -12,7 +12,7 @@ from pipelines.planning.arms import FROM
 from pipelines.planning.request import FIELDS, MAX_GPUS_PER_NODE, MAX_NODES, Request
 from trainer.config import require
 from trainer.errors import InputError
-from trainer.storage.confined import is_below, is_local, refusal
+from trainer.storage.confined import LISTED, is_below, is_local, refusal
 
 _SCRATCH = {"placement": "/tmp"}
 """Fields that may name a folder of the pod's own, in which no tenant keeps anything."""
@@ -76,7 +76,7 @@ class Limits:
             raise InputError(f"queue {named}, but the profile only allows {' or '.join(self.queues)} (limits.queues): use one of them")
 
 
-def check_places(named: str, value: Any, places: tuple[str, ...], *, paths: bool = True) -> None:
+def check_places(named: str, value: Any, places: tuple[str, ...], *, paths: bool = True, remedy: str = LISTED) -> None:
     """Refuse an address in `value` that lies outside of `places`; http(s) is no store, and staging has bounds of its own for it.
 
     Args:
@@ -84,13 +84,14 @@ def check_places(named: str, value: Any, places: tuple[str, ...], *, paths: bool
         value: text, or lists and mappings of it.
         places: below which addresses may lie.
         paths: whether to judge paths too; where nothing runs in a pod they are this machine's own.
+        remedy: what helps.
 
     Raises:
         InputError: path of the value, the rule, and what helps.
     """
     for path, address in _addresses(named, value):
         if (paths or not is_local(address)) and not is_below(address, places):
-            raise InputError(f"{path}: {refusal(address, places)}")
+            raise InputError(f"{path}: {refusal(address, places, remedy)}")
 
 
 def check_request(request: Request, places: tuple[str, ...], *, paths: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from pipelines.planning.parameters import check_root, one_line
 from pipelines.planning.request import MAX_PARALLEL_CELLS, Request
 from pipelines.profile.confined import Limits, check_places, check_request
-from pipelines.profile.settings import JobSettings
+from pipelines.profile.settings import JobSettings, check_metrics_port
 from trainer.config import Placement, require
 from trainer.errors import InputError
 from trainer.redaction import holds_credentials
@@ -99,7 +99,8 @@ class Profile:
     def check_root(self, named: str, root: str) -> None:
         """Refuse a root that does not lie below the profile's own: what it may read elsewhere it may not write."""
         if self.reads is not None:
-            check_places(named, root, (self.root,), paths=_in_pod())
+            remedy = "runs write there, so listing it in `reads` does not help: leave it out, or name a place below the profile's root"
+            check_places(named, root, (self.root,), paths=_in_pod(), remedy=remedy)
 
     def check_addresses(self, request: Request) -> None:
         """`check_address` for each field that a request declares."""
@@ -210,10 +211,8 @@ def job_settings(profile: Profile, request: Request) -> JobSettings:
         rule = f"gpus_per_node {gpus}: there is one process for each GPU"
         require("placement.processes_per_node", ranks, rule, not gpus or ranks == gpus)
         changes["ranks_per_node"] = ranks
-    if "metrics_port" in placement and profile.backend != "local":
-        port, rule = placement["metrics_port"], "between 1024 and 65535 if jobs run on a cluster"
-        require("placement.metrics_port", port, rule, 1024 <= port <= 65535)
-        changes["metrics_port"] = port
+    if profile.backend != "local":
+        changes["metrics_port"] = _metrics_port(profile, request)
     if request.image:
         changes["image"] = request.image
     if request.queue:
@@ -223,6 +222,19 @@ def job_settings(profile: Profile, request: Request) -> JobSettings:
     if profile.backend != "local":
         _check_limits(profile, request, settings)
     return settings
+
+
+def _metrics_port(profile: Profile, request: Request) -> int:
+    """The profile's port, which is the one that network policies open to Prometheus: a run cannot choose another."""
+    port = profile.placement.get("metrics_port", profile.jobs.metrics_port)
+    check_metrics_port("placement.metrics_port", port)
+    asked = request.placement.get("metrics_port", port)
+    if asked != port:
+        raise InputError(
+            f"placement.metrics_port is {asked}, but on a cluster Prometheus may only connect to the profile's port, {port}: leave it out, "
+            "or change jobs.metricsPort in the chart's values (jobs.metrics_port in a profile of your own)"
+        )
+    return int(port)
 
 
 def _check_limits(profile: Profile, request: Request, settings: JobSettings) -> None:

@@ -16,7 +16,9 @@ PRIVATE_VARIABLE = "FIRSTSIGHT_PRIVATE_SOURCES"
 """By which staging is told `private_sources` (trainer/staging/remote/addresses.py)."""
 _QUANTITY = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
 _UNITS = {"m": 1e-3, "": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-_RESOURCE = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
+_RESOURCE = re.compile(r"(?!requests\.|([^/]*\.)?kubernetes\.io/)[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
+MEETING_PORTS = (23456, 29400)
+"""Where the processes of a PyTorchJob find each other (the training operator's default), and those of a TrainJob (shapes/trainjob.py)."""
 OWN_TEMPLATES = {"train": "training_pod_template", "stage": "staging_pod_template", "evaluate": "evaluation_pod_template"}
 """By the purpose of a job the setting that holds a template for its pods alone."""
 
@@ -145,8 +147,8 @@ class JobSettings:
         require("jobs.ranks_per_node", self.ranks_per_node, rule, self.ranks_per_node in (0, self.gpus_per_node) or not self.gpus_per_node)
         require("jobs.ranks_per_node", self.ranks_per_node, ">= 0", self.ranks_per_node >= 0)
         require("jobs.max_incidents", self.max_incidents, ">= 0", self.max_incidents >= 0)
-        require("jobs.ttl_seconds", self.ttl_seconds, ">= 0", self.ttl_seconds >= 0)
-        require("jobs.metrics_port", self.metrics_port, "between 1024 and 65535", 1024 <= self.metrics_port <= 65535)
+        require("jobs.ttl_seconds", self.ttl_seconds, "between 0 and 2147483647", 0 <= self.ttl_seconds < 2**31)
+        check_metrics_port("jobs.metrics_port", self.metrics_port)
         require("jobs.image", self.image, "the name of an image", bool(self.image.strip()))
         for variable, value in self.store_environment.items():
             ok = bool(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable)) and value.isprintable()
@@ -172,6 +174,11 @@ class JobSettings:
     def templates(self, purpose: str) -> dict[str, dict[str, Any]]:
         """What is laid over a pod of this purpose (train, stage, evaluate), one after the other, by the names of the settings."""
         return {name: getattr(self, name) for name in ("pod_template", OWN_TEMPLATES[purpose])}
+
+    def node_selector(self, purpose: str) -> dict[str, Any]:
+        """Labels of the nodes that a pod of this purpose may run on, by its templates."""
+        selectors = ((template.get("spec") or {}).get("nodeSelector") or {} for template in self.templates(purpose).values())
+        return {key: value for selector in selectors for key, value in selector.items()}
 
     @property
     def staging_environment(self) -> dict[str, str]:
@@ -208,6 +215,13 @@ class JobSettings:
         """Bytes of one GPU's memory; 0: not known."""
         match = _QUANTITY.fullmatch(self.gpu_memory)
         return int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
+
+
+def check_metrics_port(path: str, port: int) -> None:
+    """Refuse a port that a pod may not open, or that its job already uses."""
+    require(path, port, "between 1024 and 65535 if jobs run on a cluster", 1024 <= port <= 65535)
+    ports = " or ".join(map(str, MEETING_PORTS))
+    require(path, port, f"another than {ports}, at which the processes of a job find each other", port not in MEETING_PORTS)
 
 
 def _is_network(block: str) -> bool:

@@ -3,8 +3,6 @@
 import functools
 import os
 import subprocess
-from collections.abc import Mapping
-from typing import Any
 
 from pipelines.planning.checks import check_recipe
 from pipelines.planning.cost import Machines, Samples
@@ -85,8 +83,7 @@ def data_of(experiment: Experiment, request: Request) -> tuple[Samples, Samples]
 
 def machines_of(settings: JobSettings, profile: Profile, request: Request, purpose: str = "train") -> Machines:
     """The machines for jobs of this purpose with these settings; for this machine, what the run requests or else what it has."""
-    selectors = [(template.get("spec") or {}).get("nodeSelector") or {} for template in settings.templates(purpose).values()]
-    labels: Mapping[str, Any] = {key: value for selector in selectors for key, value in selector.items()}
+    labels = settings.node_selector(purpose)
     gpu = next((str(labels[label]) for end in GPU_LABELS if (label := f"{settings.gpu_resource}.{end}") in labels), "")
     gpu = "" if "MIG" in gpu else gpu  # a slice has the name of the whole GPU, but is slower
     nodes, gpus, cores = settings.nodes, settings.gpus_per_node, _cores(settings.cpu_of_pod)

@@ -122,6 +122,15 @@ TYPOS = {
     "range": ({"networkPolicy": {"stagingCidrs": ["300.1.1.1/8"]}}, "/networkPolicy/stagingCidrs/0"),
     "range without a length": ({"networkPolicy": {"dnsCidrs": ["10.0.0.1"]}}, "/networkPolicy/dnsCidrs/0"),
     "exception": ({"networkPolicy": {"storeCidrs": [{"cidr": "10.0.0.0/8", "exept": []}]}}, "/networkPolicy/storeCidrs/0"),
+    "rule of egress": ({"networkPolicy": {"egress": [{"too": []}]}}, "/networkPolicy/egress/0"),  # which would allow everything
+    "peer of egress": ({"networkPolicy": {"jobEgress": [{"to": [{"ipblock": {}}]}]}}, "/networkPolicy/jobEgress/0/to/0"),
+    "everyone as a peer": ({"networkPolicy": {"egress": [{"to": [{}]}]}}, "/networkPolicy/egress/0/to/0"),
+    "port of egress": ({"networkPolicy": {"egress": [{"ports": [{"prot": 443}]}]}}, "/networkPolicy/egress/0/ports/0"),
+    "port of a URL": ({"metrics": {"prometheusUrl": "http://prometheus.example.org:0"}}, "/metrics/prometheusUrl"),
+    "named port of a URL": ({"kubeflow": {"endpoint": "http://kfp.example.org:web"}}, "/kubeflow/endpoint"),
+    "token in a URL": ({"kubeflow": {"endpoint": "https://kfp.example.org/?token=x"}}, "/kubeflow/endpoint"),
+    "resource of a quota": ({"jobs": {"gpuResource": "requests.nvidia.com/gpu"}}, "/jobs/gpuResource"),
+    "resource of Kubernetes": ({"jobs": {"gpuResource": "x.kubernetes.io/gpu"}}, "/jobs/gpuResource"),
     "private source": ({"network": {"privateSources": ["mirror.example.org"]}}, "/network/privateSources/0"),
     "root user": ({"pods": {"runAsUser": 0}}, "/pods/runAsUser"),
 }

@@ -282,6 +282,19 @@ def test_a_build_of_one_image_leaves_the_values_of_the_others(tmp_path: Path):
     assert build("other", "3", "trainer") == {"registry": "other", "trainer": {"tag": "3"}}
 
 
+def test_an_archive_appears_when_it_is_whole(tmp_path: Path):
+    """A cluster that starts meanwhile imports every *.tar of the folder."""
+    stub = tmp_path / "podman"
+    stub.write_text(f'#!/bin/bash\n[ "$1" != save ] || {{ ls {tmp_path}/images >{tmp_path}/seen; echo whole >"$3"; }}\n')
+    stub.chmod(0o755)
+    names = {"BUILDER": str(stub), "ARCHIVES": str(tmp_path / "images"), "SBOM": "0", "REGISTRY": "r", "TAG": "1"}
+    for _ in range(2):
+        subprocess.run([REPOSITORY / "images/build.sh", "trainer"], env={"PATH": "/usr/bin:/bin", **names}, capture_output=True, check=True)
+        assert (tmp_path / "images/trainer.tar").read_text() == "whole\n"
+    assert [name for name in (tmp_path / "seen").read_text().split() if name.endswith(".tar")] == ["trainer.tar"]  # the first one, still
+    assert not list(tmp_path.glob("images/*.partial"))
+
+
 def test_a_registry_with_a_scheme_is_refused(tmp_path: Path):
     """As the chart refuses it, before anything is built."""
     names = {"REGISTRY": "https://registry.example.org/ml", "TAG": "t", "BUILDER": "true", "ARCHIVES": str(tmp_path)}
@@ -294,7 +307,7 @@ def test_a_registry_with_a_scheme_is_refused(tmp_path: Path):
 def test_a_push_without_a_digest_is_an_error(tmp_path: Path):
     """Instead of values that name nothing."""
     stub = tmp_path / "docker"
-    stub.write_text("#!/bin/bash\nexit 0\n")
+    stub.write_text('#!/bin/bash\n[ "$1" != save ] || touch "$3"\n')
     stub.chmod(0o755)
     environment = {"PATH": "/usr/bin:/bin", "BUILDER": str(stub), "REGISTRY": "r", "TAG": "t", "ARCHIVES": str(tmp_path), "SBOM": "0"}
 

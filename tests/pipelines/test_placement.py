@@ -56,16 +56,22 @@ def another(item: "dataclasses.Field[Any]") -> Any:
 GIVEN = {item.name: another(item) for item in FIELDS}
 
 
+def of_that_port(folder: Path) -> str:
+    """A profile whose metrics port is the one in GIVEN: a request cannot choose another."""
+    (folder / "profile.yaml").write_text(yaml.safe_dump({"backend": "pytorchjob", "jobs": {"metrics_port": GIVEN["metrics_port"]}}))
+    return str(folder / "profile.yaml")
+
+
 def by_flag(folder: Path, given: dict[str, Any]) -> tuple[Request, str]:
     parser = argparse.ArgumentParser()
     add_request(parser)
     text = " ".join(f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in given.items())
-    return request_of(parser.parse_args(["--placement", text])), ""
+    return request_of(parser.parse_args(["--placement", text])), of_that_port(folder)
 
 
 def by_request(folder: Path, given: dict[str, Any]) -> tuple[Request, str]:
     (folder / "experiment.yaml").write_text(yaml.safe_dump({"placement": given}))
-    return merge(str(folder / "experiment.yaml"), {}), ""
+    return merge(str(folder / "experiment.yaml"), {}), of_that_port(folder)
 
 
 def by_profile(folder: Path, given: dict[str, Any]) -> tuple[Request, str]:

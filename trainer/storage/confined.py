@@ -56,12 +56,12 @@ def check(uri: str) -> None:
         raise InputError(refusal(uri, places.split()))
 
 
-def refusal(address: str, places: Iterable[str]) -> str:
+LISTED = "copy it under the root, or have it listed in `reads` of the profile (the chart's value profiles.<name>.reads)"
+
+
+def refusal(address: str, places: Iterable[str], remedy: str = LISTED) -> str:
     """Why an address may not be used, and how to fix it."""
-    return (
-        f"{address} is outside the locations that runs of this profile may use ({', '.join(places)}): copy it under the root, or have it "
-        "listed in `reads` of the profile (the chart's value profiles.<name>.reads)"
-    )
+    return f"{address} is outside the locations that runs of this profile may use ({', '.join(places)}): {remedy}"
 
 
 @lru_cache(maxsize=1024)

@@ -79,6 +79,10 @@ own rule holds that an object has one owner. Every release has a Role in each of
 {{- if and (hasKey $run.placement "metrics_port") (ne $run.backend "local") (lt (int $port) 1024) -}}
 {{- fail (printf "%s.placement.metrics_port must be between 1024 and 65535 where jobs run on the cluster, got %d: leave it out for jobs.metricsPort" $key (int $port)) -}}
 {{- end -}}
+{{- $served := include "firstsight.metricsPort" $run | int -}}
+{{- if and (ne $run.backend "local") (has $served (list 23456 29400)) -}}
+{{- fail (printf "%s.%s must not be %d, at which the processes of a job find each other: choose another port" $key (ternary "placement.metrics_port" "jobs.metricsPort" (hasKey $run.placement "metrics_port")) $served) -}}
+{{- end -}}
 {{- $ranks := get $run.placement "processes_per_node" -}}
 {{- if and $ranks $jobs.gpusPerNode (ne (int $ranks) (int $jobs.gpusPerNode)) -}}
 {{- fail (printf "%s.placement.processes_per_node must be jobs.gpusPerNode, %d, since there is one process for each GPU, got %d: leave it out" $key (int $jobs.gpusPerNode) (int $ranks)) -}}
@@ -89,6 +93,9 @@ own rule holds that an object has one owner. Every release has a Role in each of
 {{- end -}}
 {{- end -}}
 {{- range $variable, $value := $jobs.environment -}}
+{{- if regexMatch "^FIRSTSIGHT_(PROFILE|STORE_WITHIN|PRIVATE_SOURCES)$" $variable -}}
+{{- fail (printf "%s.jobs.environment must not set %s: the chart sets it itself, from root, reads and network.privateSources; leave it out" $key $variable) -}}
+{{- end -}}
 {{- include "firstsight.checkVariable" (list $root (printf "%s.jobs.environment" $key) $variable $value) -}}
 {{- end -}}
 {{- range $name, $template := $jobs -}}
@@ -96,16 +103,15 @@ own rule holds that an object has one owner. Every release has a Role in each of
 {{- include "firstsight.checkTemplate" (list $root (printf "%s.jobs.%s" $key $name) (default (dict) $template.spec)) -}}
 {{- end -}}
 {{- end -}}
-{{- $accounts := list -}}
-{{- if $run.serviceAccount.create }}{{ $accounts = append $accounts (list "serviceAccount" (include "firstsight.runAccount" $run)) }}{{ end -}}
-{{- if and $run.workloadIdentity.enabled $run.workloadIdentity.create }}{{ $accounts = append $accounts (list "workloadIdentity" (include "firstsight.jobAccount" $run)) }}{{ end -}}
+{{- $accounts := list (list "serviceAccount" (include "firstsight.runAccount" $run) $run.serviceAccount.create) -}}
+{{- with include "firstsight.jobAccount" $run }}{{ $accounts = append $accounts (list "workloadIdentity" . $run.workloadIdentity.create) }}{{ end -}}
 {{- range $account := $accounts -}}
-{{- if eq (last $account) "default" -}}
+{{- if and (last $account) (eq (index $account 1) "default") -}}
 {{- fail (printf "%s.%s: every namespace has an account named default, which the chart cannot make: choose another name (%s.%s.name), or set create=false to use it" $key (first $account) $key (first $account)) -}}
 {{- end -}}
 {{- range $part := list "reaper" "uninstall" "pipeline" -}}
-{{- if and (eq $run.namespace $root.Release.Namespace) (eq (last $account) (include "firstsight.name" (list $root $part))) -}}
-{{- fail (printf "%s.%s: account %s is the chart's own in namespace %s, with rights that runs must not have: choose another name (%s.%s.name)" $key (first $account) (last $account) $run.namespace $key (first $account)) -}}
+{{- if and (eq $run.namespace $root.Release.Namespace) (eq (index $account 1) (include "firstsight.name" (list $root $part))) -}}
+{{- fail (printf "%s.%s: account %s is the chart's own in namespace %s, with rights that runs must not have: choose another name (%s.%s.name)" $key (first $account) (index $account 1) $run.namespace $key (first $account)) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -34,6 +34,23 @@ to: {{ include "firstsight.peers" .Values.networkPolicy.storeCidrs }} */}}
 {{- if and (eq (len $whole) (len $part)) (ge (atoi (last $inner)) $length) (eq (trunc $length $whole) (trunc $length $part)) }}true{{ end -}}
 {{- end -}}
 
+{{/* Refuse an IPv6 CIDR that Kubernetes would refuse, or that stands for IPv4: usage {{ include "firstsight.checkCidr" (list $path $cidr) }} */}}
+{{- define "firstsight.checkCidr" -}}
+{{- $cidr := last . -}}
+{{- if contains ":" $cidr -}}
+{{- $address := regexReplaceAll "(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])(\\.(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])){3}$" (splitList "/" $cidr | first) "0:0" -}}
+{{- $groups := splitList ":" $address | compact | len -}}
+{{- $some := "([0-9a-fA-F]{1,4}(:[0-9a-fA-F]{1,4})*)" -}}
+{{- $whole := and (eq $groups 8) (regexMatch (printf "^%s$" $some) $address) -}}
+{{- if not (or $whole (and (lt $groups 8) (regexMatch (printf "^%s?::%s?$" $some $some) $address))) -}}
+{{- fail (printf "%s must be a CIDR, such as 10.0.0.0/8 or fd00::/8, got %s: its address is no IPv6 address" (first .) $cidr) -}}
+{{- end -}}
+{{- if include "firstsight.contains" (list "::ffff:0:0/96" $cidr) -}}
+{{- fail (printf "%s must not be an IPv4 range written as IPv6, which no packet carries, got %s: write it as IPv4" (first .) $cidr) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Where clouds hand out credentials, beside the link-local ranges, as a JSON list: Alibaba, Oracle, Azure, AWS, Google, and AWS behind
 NAT64. No private source opens them (trainer/staging/remote/addresses.py). */}}
 {{- define "firstsight.metadataRanges" -}}
@@ -63,7 +80,7 @@ NAT64. No private source opens them (trainer/staging/remote/addresses.py). */}}
 
 {{/* Namespace of the Service that a URL names, if it is inside the cluster; otherwise empty. */}}
 {{- define "firstsight.urlNamespace" -}}
-{{- $host := get (urlParse .) "host" -}}
+{{- $host := get (urlParse .) "host" | lower -}}
 {{- if or (regexMatch "^[a-z0-9-]+\\.[a-z0-9-]+\\.svc(\\.|:|$)" $host) (regexMatch "^[a-z0-9-]+\\.[a-z0-9-]+:[0-9]+$" $host) -}}
 {{- index (splitList "." (regexReplaceAll ":[0-9]+$" $host "")) 1 -}}
 {{- end -}}
@@ -76,7 +93,7 @@ NAT64. No private source opens them (trainer/staging/remote/addresses.py). */}}
 {{- end -}}
 
 {{/* Egress to a URL: to any port of its namespace where it names a Service, since policies see the pods' port, which may differ
-from the Service's; else to its port at these CIDRs. `name.other:80` may be either. Usage
+from the Service's; else to its port at these CIDRs. `name.other:80` and `name.other.svc.example.org` may be either. Usage
 {{ include "firstsight.egressUrl" (list $url $cidrs) }} */}}
 {{- define "firstsight.egressUrl" -}}
 {{- $url := first . -}}{{- $cidrs := last . -}}
@@ -84,7 +101,7 @@ from the Service's; else to its port at these CIDRs. `name.other:80` may be eith
 {{- with include "firstsight.urlNamespace" $url -}}
 {{- $rules = append $rules (dict "to" (list (dict "namespaceSelector" (include "firstsight.namespaceSelector" . | fromYaml)))) -}}
 {{- end -}}
-{{- if and $cidrs (not (regexMatch "\\.svc(\\.|:|$)" (get (urlParse $url) "host"))) -}}
+{{- if and $cidrs (not (regexMatch "^[a-z0-9-]+\\.[a-z0-9-]+\\.svc(\\.cluster\\.local\\.?)?(:|$)" (get (urlParse $url) "host" | lower))) -}}
 {{- $port := dict "protocol" "TCP" "port" (include "firstsight.urlPort" $url | int) -}}
 {{- $rules = append $rules (dict "to" (include "firstsight.peers" $cidrs | fromJsonArray) "ports" (list $port)) -}}
 {{- end -}}

@@ -117,6 +117,7 @@
   "jobEgress": {},
   "kubeflowCidrs": {},
   "kubeflowDrivers": {},
+  "prometheusCidrs": {},
   "stagingCidrs": {},
   "stagingPorts": {},
   "storeCidrs": {}

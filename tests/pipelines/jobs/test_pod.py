@@ -117,7 +117,20 @@ def test_gpus_are_asked_for_by_the_name_that_nodes_offer_them_under(resource: st
     assert not [found for found in limits.values() if "nvidia.com/gpu" in found]
 
 
-@pytest.mark.parametrize("resource", ["gpu", "", "nvidia.com/", "NVIDIA.com/gpu", "nvidia.com/gpu x", "a/b/c"])
+@pytest.mark.parametrize(
+    "resource",
+    [
+        "gpu",
+        "",
+        "nvidia.com/",
+        "NVIDIA.com/gpu",
+        "nvidia.com/gpu x",
+        "a/b/c",
+        "requests.a.io/gpu",
+        "kubernetes.io/gpu",
+        "x.kubernetes.io/gpu",
+    ],
+)
 def test_a_name_that_no_resource_has_is_refused(resource: str):
     with pytest.raises(InputError, match=r"jobs\.gpu_resource must be the name of a node's resource"):
         JobSettings(gpu_resource=resource)

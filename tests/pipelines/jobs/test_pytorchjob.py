@@ -13,6 +13,7 @@ import yaml
 
 from pipelines.cluster.names import Identity
 from pipelines.jobs.shapes import pytorchjob
+from pipelines.jobs.shapes.trainjob import RENDEZVOUS_PORT
 from pipelines.profile.settings import JobSettings
 from trainer.errors import InputError
 
@@ -181,7 +182,14 @@ def test_kubeflow_trainings_models_take_every_field():
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("nodes", 0), ("gpus_per_node", -1), ("memory", "lots"), ("image", " "), ("metrics_port", 80)],
+    [
+        ("nodes", 0),
+        ("gpus_per_node", -1),
+        ("memory", "lots"),
+        ("image", " "),
+        ("metrics_port", 80),
+        *(("metrics_port", port) for port in (23456, RENDEZVOUS_PORT)),
+    ],
 )
 def test_settings_that_cannot_be_are_refused(key: str, value: object):
     """Before a cluster is asked."""

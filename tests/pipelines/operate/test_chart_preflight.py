@@ -147,6 +147,35 @@ def test_preflight_counts_the_pods_of_one_node(ready: StubApi, pods: int, fits: 
     assert failures == ({} if fits else {"GPUs for profile fs": said})
 
 
+AT_ONCE: dict[str, tuple[dict[str, Any], str]] = {  # the profile, and what does not fit on two nodes of 8; one of them is of the pool big
+    "its jobs": ({"jobs": {"nodes": 2}}, ""),
+    "more nodes by its placement": ({"placement": {"nodes": 3}}, "jobs need 3 pods with 8 nvidia.com/gpu, but nodes have room for 2 ("),
+    "fewer nodes by its placement": ({"jobs": {"nodes": 3}, "placement": {"nodes": 2}}, ""),
+    "cells": ({"parallel_cells": 3}, "3 jobs at once (parallelCells) need 3 pods with 8 nvidia.com/gpu, but nodes have room for 2"),
+    "cells of two nodes": ({"jobs": {"nodes": 2}, "parallel_cells": 2}, "2 jobs at once (parallelCells) need 4 pods"),
+    "cells that a queue admits": ({"jobs": {"labels": {"queue": "gpus"}, "queue_label": "queue"}, "parallel_cells": 3}, ""),
+    "cells that a queue will have to admit": ({"limits": {"queues": ["gpus"]}, "jobs": {"queue_label": "queue"}, "parallel_cells": 3}, ""),
+    "all cells": ({"parallel_cells": 0}, ""),
+    "a pool": ({"jobs": {"training_pod_template": {"spec": {"nodeSelector": {"pool": "big"}}}}}, ""),
+    "a pool that is too small": (
+        {"jobs": {"nodes": 2, "pod_template": {"spec": {"nodeSelector": {"pool": "big"}}}}},
+        "but nodes with pool=big have room for 1 (the largest has 8)",
+    ),
+    "this machine": ({"backend": "local", "jobs": {"nodes": 9}}, ""),
+}
+
+
+@pytest.mark.parametrize("case", AT_ONCE)
+def test_preflight_counts_all_pods_that_train_at_the_same_time(ready: StubApi, case: str) -> None:
+    """However the profile asks for machines; a queue would hold back what does not fit, and pods without one would wait in vain."""
+    profile, said = AT_ONCE[case]
+    gpus = {"status": {"allocatable": {"nvidia.com/gpu": "8"}}}
+    ready.objects["/api/v1/nodes"] = {"items": [{"metadata": {"labels": {"pool": "big"}}, **gpus}, gpus]}
+    failures = _failed(_rendering(**{**profile, "jobs": {"gpus_per_node": 8, **profile.get("jobs", {})}}))
+    assert list(failures) == (["GPUs for profile fs"] if said else [])
+    assert said in failures.get("GPUs for profile fs", "")
+
+
 def _gpu_node(name: str, **labels: str) -> dict[str, Any]:
     named = {f"nvidia.com/{key.replace('__', '-').replace('_', '.')}": value for key, value in labels.items()}
     return {"metadata": {"name": name, "labels": named}, "status": {"allocatable": {"nvidia.com/gpu": "8"}}}

@@ -80,7 +80,7 @@ def test_what_a_tenant_may_name() -> None:
 
 def test_what_is_listed_for_reading_is_no_root() -> None:
     """A run writes everything below its root."""
-    with pytest.raises(InputError, match=r"^root: s3://data/public/x is outside .* \(s3://b/team-a\)"):
+    with pytest.raises(InputError, match=r"^root: s3://data/public/x is outside .* \(s3://b/team-a\): runs write there"):
         BOUNDED.check_addresses(Request(root="s3://data/public/x"))
 
 
@@ -171,6 +171,18 @@ def test_more_than_the_profile_allows(asked: dict[str, Any], said: str) -> None:
 )
 def test_as_much_as_the_profile_allows(asked: dict[str, Any]) -> None:
     job_settings(dataclasses.replace(BOUNDED, limits=LIMITS), Request(**{"queue": "gpus", **asked}))
+
+
+@pytest.mark.parametrize("profile", [{"jobs": JobSettings(metrics_port=9600)}, {"placement": {"metrics_port": 9600}}])
+def test_a_run_has_the_profile_s_metrics_port(profile: dict[str, Any]) -> None:
+    """Network policies open no other; where jobs run on this machine there are none."""
+    ours = dataclasses.replace(BOUNDED, **profile)
+    for placement in ({}, {"metrics_port": 9600}):
+        assert job_settings(ours, Request(placement=placement)).metrics_port == 9600
+    for port in (9400, 0, 22):
+        with pytest.raises(InputError, match=rf"^placement.metrics_port is {port}, but .* port, 9600: leave it out, or change"):
+            job_settings(ours, Request(placement={"metrics_port": port}))
+    job_settings(dataclasses.replace(ours, backend="local"), Request(placement={"metrics_port": 9400}))
 
 
 def test_the_profile_s_own_queue_and_image_will_do() -> None:
