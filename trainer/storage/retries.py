@@ -35,7 +35,11 @@ class Backoff:
 
 
 class Retries:
-    """Growing pauses between tries of one thing, until a time has passed without success; counts `failures` since then."""
+    """Growing pauses between tries of one thing, until a time has passed without success.
+
+    Attributes:
+        failures: tries since the last success.
+    """
 
     def __init__(self, seconds: float) -> None:
         self._seconds, self._backoff = seconds, Backoff()

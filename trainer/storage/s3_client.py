@@ -129,7 +129,7 @@ class Client(Minio):
             style = self.enable_virtual_style_endpoint if settings.addressing == "virtual" else self.disable_virtual_style_endpoint
             style()  # type: ignore[no-untyped-call]
         self._accepted: Credentials | None = None  # credentials that the store has accepted before
-        self._sent = threading.local()  # `last`: the retries of this thread's last request
+        self._own = threading.local()  # `retries`: of this thread's last request
 
     def now(self) -> float:
         """POSIX seconds by the store's clock, as of its last response."""
@@ -146,7 +146,7 @@ class Client(Minio):
     def begin_upload(self, bucket: str, key: str) -> tuple[str, bool]:
         """Begin a multipart upload; returns its id, and whether no other can have been begun by a request whose answer got lost."""
         upload_id = self._create_multipart_upload(bucket, key, {})
-        return upload_id, self._sent.last.failures == 0
+        return upload_id, not self._own.retries.failures
 
     def copy_part(self, bucket: str, key: str, headers: Mapping[str, Any], upload_id: str, number: int) -> str:
         """Make a part of an upload from a range of an object, which the headers name; its ETag."""
@@ -199,8 +199,7 @@ class Client(Minio):
             RunError: the time for retries has passed.
         """
         query, sent = dict(query_params or {}), dict(headers or {})
-        retries = Retries(_ABORT_SECONDS if method == "DELETE" and "uploadId" in query else self.settings.retry_seconds)
-        self._sent.last = retries
+        retries = self._own.retries = Retries(_ABORT_SECONDS if method == "DELETE" and "uploadId" in query else self.settings.retry_seconds)
         doubted = ""  # a response that ends the retries if it is received twice
         while True:
             keys = self._current_keys(retries)
