@@ -1,19 +1,23 @@
 """Every object of a data set damaged, alone and in pairs, sealed or not: staging again gives back the very bytes, or refuses by name."""
 
 import dataclasses
+import functools
 import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests import old_store
 from tests.staging.conftest import picture
+from tests.staging.hostile import copies
+from tests.staging.hostile.copies import write
 from trainer.config import Recipe
 from trainer.configs import load_recipe, read_stored
 from trainer.errors import RunError
-from trainer.staging.plans import read_plan
+from trainer.staging.plans import read_plan, write_plan
 from trainer.staging.sealed import find_intact
 from trainer.staging.stage import stage_pairs, stage_triplets
 from trainer.storage import read_json
@@ -251,3 +255,26 @@ def test_an_unfinished_set_of_format_1_is_finished_in_it(old: tuple[Path, Callab
     assert run() == before
     assert {path: path.read_bytes() for path in manifests} == manifests
     shutil.rmtree(root)
+
+
+@pytest.mark.parametrize("kind", ["pairs", "triplets"])
+def test_a_source_that_is_unmounted_meanwhile_leaves_no_rejects(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pictures were there when it was listed: the same command seals what it would have sealed."""
+    recipe, source = small(load_recipe("smoke")), tmp_path / "source"
+    files = {f"p{number}.{end}": picture(number) if end == "png" else b"a thing" for number in range(8) for end in ("png", "txt")}
+    write(source, copies.nights() if kind == "triplets" else files)
+    stage = functools.partial(stage_triplets, from_pairs="") if kind == "triplets" else stage_pairs
+
+    def run(root: str) -> str:
+        return stage(root=str(tmp_path / root), source=str(source), recipe=recipe, max_reject_fraction=0.9)[1]
+
+    def unmount(*arguments: Any) -> Any:
+        source.rename(tmp_path / "away")
+        return write_plan(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.staging.stage.write_plan", unmount)
+        with pytest.raises(RunError, match="it was listed, but is gone: was it removed, or its file system"):
+            run("root")
+    (tmp_path / "away").rename(source)
+    assert run("root") == run("undisturbed")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trainer.bounds import MAX_PICTURE_BYTES, MAX_PICTURE_BYTES_IN_FLIGHT, Budget
-from trainer.errors import InputError
+from trainer.errors import InputError, RunError
 from trainer.staging.images import BadImageError, encode_png, is_plain_png, normalise, squash
 from trainer.staging.judge import flip_distance
 from trainer.staging.plans import PAIRS_RULES
@@ -57,8 +57,6 @@ class PairMaker:
                 picture = normalise(data, self.image_policy, self.rules, looks=self.looks)
         except BadImageError as error:
             return Reject(row.where, error.cause, error.detail)
-        except MissingObject as error:  # listed, but gone since
-            return Reject(row.where, "no such file", str(error))
         facts = self.said(row)
         text = facts.pop(_TEXT)
         members = {
@@ -112,12 +110,9 @@ class TripletMaker:
 
     def _squash(self, blob: Blob) -> tuple[NDArray[np.uint8], bytes, str]:
         """Pixels, PNG, and what was ignored. A plain PNG of the right size, as our own generator writes, is not encoded again."""
-        try:
-            with held(blob) as data:
-                pixels, note = squash(data, self.side)
-                plain = data if is_plain_png(data, self.side) else b""
-        except InputError as error:  # listed, but gone since
-            raise BadImageError("no such file", str(error)) from error
+        with held(blob) as data:
+            pixels, note = squash(data, self.side)
+            plain = data if is_plain_png(data, self.side) else b""
         return pixels, plain or encode_png(Image.fromarray(pixels)), note
 
 
@@ -131,7 +126,13 @@ def held(blob: Blob) -> Iterator[bytes]:
     if size > MAX_PICTURE_BYTES:
         raise BadImageError("too many bytes", f"{size:,}, at most {MAX_PICTURE_BYTES:,}")
     with _IN_FLIGHT.taken(max(size, 0)):
-        yield blob.read()
+        try:
+            data = blob.read()
+        except MissingObject as error:  # no reject, which would stay: all files were there when the source was listed
+            raise RunError(
+                f"{blob.uri}: it was listed, but is gone: was it removed, or its file system unmounted? Run the same command again"
+            ) from error
+        yield data
 
 
 def blob_digest(blob: Blob) -> bytes:
