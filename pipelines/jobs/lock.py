@@ -122,12 +122,12 @@ def _leased(experiment_uri: str) -> Iterator[tuple[Held, Lease]]:
     with _liveness() as (folder, facts):
         kept = Lease(experiment_uri, facts, ended=_has_ended, say=logs.say)
         kept.take()
-        (folder / mark()).rename(folder / _TAKEN)  # which a full disk does not prevent
-        for holder in kept.replaced:
-            _forget(holder)
-        _sweep()  # not before: a process that lost the answer to its request, or was killed then, may hold this very lock
         held = Held(folder / _JOBS)
         try:
+            (folder / mark()).rename(folder / _TAKEN)  # which a full disk does not prevent
+            for holder in kept.replaced:
+                _forget(holder)
+            _sweep()  # not before: a process that lost the answer to its request, or was killed then, may hold this very lock
             kept.impatient()
             yield held, kept
         finally:

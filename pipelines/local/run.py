@@ -134,17 +134,19 @@ def run(prepared: Prepared, *, verbose: bool) -> int:
             display.say(f"experiment {prepared.request.experiment} in {prepared.uri}: {', '.join(prepared.request.cells)}")
             for line in prepared.notes:
                 display.say(f"note: {line}")
-            known = failures(prepared.uri, prepared.request.cells, started)  # of an earlier run, on a machine whose clock was ahead
-            finished = find_finished(prepared.asked, prepared.profile)
-            if finished is not None and held:
-                forget_failures(prepared.uri, prepared.request.cells)
-            if finished is None and refused:
-                raise refused
-            for step, said in finished or ():
-                display.say(f"{step}: {said}")
             pipeline = _Pipeline(prepared, scratch, display if verbose else None)
+            known: list[dict[str, Any]] = []
+            finished = find_finished(prepared.asked, prepared.profile)
             if finished is None:
+                if refused:
+                    raise refused
+                known = failures(prepared.uri, prepared.request.cells, started)  # of an earlier run, on a machine whose clock was ahead
                 pipeline.start()
+            else:
+                for step, said in finished:
+                    display.say(f"{step}: {said}")
+                if held:
+                    forget_failures(prepared.uri, prepared.request.cells)
             stopping = False
             while pipeline.is_alive():
                 pipeline.join(POLL_SECONDS)
@@ -160,7 +162,8 @@ def run(prepared: Prepared, *, verbose: bool) -> int:
     if received:
         print("stopped; run the same command again to resume", file=sys.stderr)
         return 128 + received[0]
-    failed = [failure for failure in failures(prepared.uri, prepared.request.cells, started) if failure not in known]
+    recorded = failures(prepared.uri, prepared.request.cells, started) if finished is None else []
+    failed = [failure for failure in recorded if failure not in known]
     seen = [] if print_summary(console, prepared.uri) or not _is_one_stream() else display.last_reasons
     for reason, line in by_reason(failed).items():
         if reason not in seen:  # printed once, as the last thing that the user sees

@@ -96,7 +96,7 @@ def test_loading_starts_no_openmp_threads(tmp_path: Path) -> None:
         before = other_threads()
         batches = loader.batches(0)
         next(batches), next(batches)
-        eventually(lambda: other_threads() <= before)  # a thread that is just starting is not yet among Python's
+        assert eventually(lambda: other_threads() <= before)  # a thread that is just starting is not yet among Python's
     finally:
         loader.close()
         torch.set_num_threads(threads)
