@@ -5,7 +5,6 @@ missing permission (which verb on what), a kind that the cluster does not have, 
 """
 
 import json
-import random
 import re
 import threading
 import time
@@ -16,7 +15,7 @@ from typing import Any
 from pipelines.cluster.api import Api, Conflict, Expired, Refusal, Refused, Unreachable
 from pipelines.cluster.watch import BOOKMARK, FORBIDDEN_SECONDS, Object, Watch
 from trainer.errors import InputError, RunError
-from trainer.storage.retries import Backoff
+from trainer.storage.retries import JITTER, Backoff
 
 WATCH_SECONDS = 180
 """How long one watch is requested for; a connection that is silent for longer than this is considered dead."""
@@ -319,7 +318,7 @@ class Cluster:
         self, kind: Kind, place: str, selectors: Mapping[str, str], version: str, stop: threading.Event, keep: Keep | None
     ) -> Iterator[tuple[str, Object]]:
         """The changes of one watch, including bookmarks."""
-        seconds = int(WATCH_SECONDS * random.uniform(0.8, 1.0))
+        seconds = int(WATCH_SECONDS * JITTER.uniform(0.8, 1.0))
         query = {**selectors, "watch": "1", "resourceVersion": version, "allowWatchBookmarks": "true", "timeoutSeconds": str(seconds)}
         try:
             with self.api.lines(kind.path(place), query, seconds + WATCH_MARGIN_SECONDS, stop) as lines:

@@ -1,5 +1,7 @@
 """Pauses between tries, on a clock that the tests turn."""
 
+import random
+
 import pytest
 
 from trainer.errors import RunError
@@ -100,3 +102,10 @@ def test_one_wait_may_be_allowed_less(clock: Clock) -> None:
 def test_retry_after_is_read_where_it_is_seconds(header: str, expected: float) -> None:
     """A date, or nothing, asks for no pause."""
     assert retry_after(header, most=30.0) == expected
+
+
+def test_pauses_leave_the_interpreters_generator_alone() -> None:
+    """Threads pause while others draw from it; and clients that seeded it alike must not come back at the same time."""
+    state = random.getstate()
+    Backoff().seconds()
+    assert random.getstate() == state

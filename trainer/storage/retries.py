@@ -13,6 +13,8 @@ PASSING_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 FIRST_SECONDS = 0.2
 """The first pause before another try."""
+JITTER = random.SystemRandom()
+"""Not the interpreter's generator, which others may have seeded alike, or count on."""
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +28,7 @@ class Backoff:
 
     def seconds(self) -> float:
         """The next pause."""
-        pause, self._next = self._next * random.uniform(0.5, 1.0), min(self._next * 2, self._most)
+        pause, self._next = self._next * JITTER.uniform(0.5, 1.0), min(self._next * 2, self._most)
         return pause
 
     def reset(self) -> None:
